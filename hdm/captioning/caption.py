@@ -31,6 +31,8 @@ from hdm.store import Draft, Folder, Identity, Output, Outputs, Store
 NAME = "caption"
 SCHEMA = 2
 LOOK_SIDE_PX = 1024  # larger pictures are reduced, so that a batch of them fits in memory
+Place = tuple[int | None, int | None, str | None]
+"""Offset and length in the tar, and sha256; None for a picture that can no longer be downloaded."""
 _COMPONENTS = {"coca": "contrastive", "transformers": "captioner"}
 
 log = logging.getLogger(__name__)
@@ -128,12 +130,8 @@ def _log_counts(counts: Mapping[str, int]) -> None:
         )
 
 
-def kept_items(
-    download: Output, scores: Output, number: int
-) -> list[tuple[Item, tuple[int, int, str]]]:
-    """The kept items of a shard in order, with their captions as given and their place in the tar:
-    offset, length, sha256.
-    """
+def kept_items(download: Output, scores: Output, number: int) -> list[tuple[Item, Place]]:
+    """The kept items of a shard in order, with their captions as given and their place."""
     verdicts = read_table(
         scores.file(shard_name("scores", number)), ["key", "kept", "width", "height"]
     ).to_pylist()
@@ -183,7 +181,7 @@ class _Captioner(Closing):
         self,
         folder: Folder,
         shard: int,
-        kept: list[tuple[Item, tuple[int, int, str]]],
+        kept: list[tuple[Item, Place]],
         bar: Tracker,
     ) -> None:
         """Write the captions of one shard's kept items."""
@@ -217,7 +215,7 @@ class _Captioner(Closing):
         _write(folder, shard, captions, counts)
 
     def _captions_by(
-        self, number: int, items: list[Item], shard: int, places: Mapping[Key, tuple[int, int, str]]
+        self, number: int, items: list[Item], shard: int, places: Mapping[Key, Place]
     ) -> Iterator[tuple[Item, list[str]]]:
         """One maker's captions of some items."""
         if not items:
@@ -244,7 +242,7 @@ class _Captioner(Closing):
         return self.loaded[number]
 
     def _with_pixels(
-        self, items: Sequence[Item], shard: int, places: Mapping[Key, tuple[int, int, str]]
+        self, items: Sequence[Item], shard: int, places: Mapping[Key, Place]
     ) -> list[Item | None]:
         """The items with their pixels; None for one that can no longer be decoded."""
 
@@ -263,7 +261,8 @@ class _Captioner(Closing):
         for item, answer in zip(items, answers, strict=True):
             try:
                 with_pixels.append(replace(item, pixels=answer.result().arrays[0]))
-            # The filter decoded it, but limits or libraries may have changed since.
+            # The filter decoded it, but limits or libraries may have changed since, or it was gone
+            # when its shard was downloaded again.
             except BadImage as refusal:
                 log.warning("picture %s is not shown to a captioner: %s", item.key, refusal.message)
                 self.undecodable.add(item.key)

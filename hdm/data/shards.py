@@ -13,6 +13,7 @@ from pathlib import Path
 from hdm.closing import Closing
 from hdm.data.tables import shard_name
 from hdm.errors import DamagedError, HdmError
+from hdm.pictures.reading import BadImage
 from hdm.store import Output
 
 EXTENSIONS = {
@@ -82,7 +83,9 @@ class ImageReader(Closing):
         self._files: OrderedDict[int, _OpenFile] = OrderedDict()
         self._opening = threading.Lock()
 
-    def read(self, shard: int, offset: int, num_bytes: int, sha256: str) -> bytes:
+    def read(
+        self, shard: int, offset: int | None, num_bytes: int | None, sha256: str | None
+    ) -> bytes:
         """The bytes of one picture.
 
         Args:
@@ -92,10 +95,17 @@ class ImageReader(Closing):
             sha256: the first hexadecimal digits of its hash, likewise.
 
         Raises:
+            BadImage: the samples table has no place of it. A shard that was damaged is downloaded
+                again, and by then a picture that other outputs know may be gone.
             DamagedError: the tar is missing or shorter than it was, or the bytes are not what was
                 downloaded.
             HdmError: the tar cannot be read.
         """
+        if offset is None or num_bytes is None or sha256 is None:
+            raise BadImage(
+                "not_downloaded",
+                "it was gone when its shard, which was damaged, was downloaded again",
+            )
         file = self._open(shard)
         parts: list[bytes] = []
         missing = num_bytes

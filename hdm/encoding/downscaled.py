@@ -28,6 +28,7 @@ from hdm.encoding.frames import Framing, PlannedFile, plan_files
 from hdm.encoding.latents import check_resolution, output_name, summary
 from hdm.encoding.pictures import FrameReader, Request, kept_pictures
 from hdm.encoding.settings import Pipeline
+from hdm.errors import InputError
 from hdm.keys import Key
 from hdm.models.autoencoder import Autoencoder, load_autoencoder
 from hdm.models.components import autoencoder_in
@@ -171,10 +172,18 @@ class Downscaling(Step[PlannedFile, "_Source"]):
         downscaled = []
         with FrameReader(self.inputs["download"], images, MEASURED_PICTURES, threads) as reader:
             for row, frames in zip(rows, reader.read(requests), strict=True):
-                assert frames is not None  # the larger resolution has it
+                if frames is None:  # the larger resolution has it, but it is gone since
+                    continue
                 latent = self.autoencoder.encode(images_of(frames, device))[0].cpu()
                 encoded.append(latent)
                 downscaled.append(self.source.downscaled(row, latent.shape[1:]))
+        if not encoded:
+            raise InputError(
+                f"{self.resolution} px: none of the first {len(pictures)} pictures can be had any"
+                " more, so the error of downscaled latents is not known",
+                where=self.inputs["download"].path,
+                do="run again with the pictures there, or take the size out of encode.from_larger",
+            )
         return relative_error(downscaled, encoded)
 
 

@@ -33,7 +33,11 @@ log = logging.getLogger(__name__)
 def kept_pictures(download: Output, filter: Output) -> pa.Table:
     """A row for each kept picture: key, shard, offset, bytes, start of sha256, width, height.
 
+    Of a picture that was gone when its shard was downloaded again, offset, bytes and sha256 are
+    null. It has a row all the same: unfinished files were planned with it.
+
     Raises:
+        DamagedError: the download and the filter list different items.
         InputError: the filter kept no picture.
     """
     tables = []
@@ -42,17 +46,17 @@ def kept_pictures(download: Output, filter: Output) -> pa.Table:
             filter.file(shard_name("scores", shard)), ["key", "kept", "width", "height"]
         )
         path = download.file(shard_name("samples", shard))
-        samples = read_table(path, ["key", "status", "offset", "bytes", "sha256"])
-        # The filter saw only these.
-        samples = samples.filter(pc.equal(samples.column("status"), "ok"))
-        # Both tables of a shard list the same items in one order, so columns can be put side by
-        # side.
-        if not scores.column("key").equals(samples.column("key")):
+        samples = read_table(path, ["key", "offset", "bytes", "sha256"])
+        # By key: the filter saw only what was there when it looked, and a shard downloaded again
+        # may have other pictures of the same items.
+        rows = pc.index_in(scores.column("key"), value_set=samples.column("key"))
+        if rows.null_count:
             raise DamagedError(
                 "the items of a shard are not those that were filtered",
                 where=path,
-                do="run again --from download",
+                do="remove the folders download, filter and filter.* from the store, and run again",
             )
+        samples = samples.take(rows)
         # Width and height are the filter's, which it measured on the decoded, upright picture.
         columns = {
             "key": scores.column("key"),

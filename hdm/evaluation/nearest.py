@@ -5,6 +5,7 @@ or copies its training pictures.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 
@@ -19,6 +20,7 @@ from hdm.data.tables import num_shards, read_table, read_tables, shard_name
 from hdm.evaluation.settings import Pipeline
 from hdm.keys import Key
 from hdm.pictures.decoding import Asked, Decoders, picture_cost, pixels
+from hdm.pictures.reading import BadImage
 from hdm.progress import track
 from hdm.store import Output, Outputs
 
@@ -76,6 +78,7 @@ def thumbnail(picture: np.ndarray) -> np.ndarray:
 def _training_thumbnails(pipeline: Pipeline, inputs: Outputs) -> tuple[list[Key], np.ndarray]:
     scores = read_tables(inputs["filter"], "scores", ["key", "split"])
     train_keys = scores.filter(pc.field("split") == "train")["key"]
+    asked: list[Key] = []
     keys: list[Key] = []
     thumbnails: list[np.ndarray] = []
     with (
@@ -83,10 +86,13 @@ def _training_thumbnails(pipeline: Pipeline, inputs: Outputs) -> tuple[list[Key]
         Decoders(pipeline.images, pixels, pipeline.threads) as decoders,
         track("nearest", len(train_keys), "pictures") as bar,
     ):
-        # `keys` grows as requests are taken; answers come in the same order.
-        requests = _requests(inputs["download"], reader, train_keys, keys)
-        for answer in decoders.map(requests):
-            thumbnails.append(thumbnail(answer.result().arrays[0]))
+        # `asked` grows as requests are taken; answers come in the same order.
+        requests = _requests(inputs["download"], reader, train_keys, asked)
+        for number, answer in enumerate(decoders.map(requests)):
+            # Training left out what cannot be decoded, or downloaded, any more.
+            with suppress(BadImage):
+                thumbnails.append(thumbnail(answer.result().arrays[0]))
+                keys.append(asked[number])
             bar.advance()
     return keys, np.stack(thumbnails)
 

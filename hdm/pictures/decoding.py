@@ -166,9 +166,15 @@ class Decoders(Closing):
         return future
 
 
-def picture_cost(width: int, height: int, num_bytes: int) -> int:
-    """Bytes of memory that a picture takes at most while it is decoded, its file included."""
-    return BYTES_A_PIXEL * width * height + num_bytes
+def picture_cost(width: int | None, height: int | None, num_bytes: int | None) -> int:
+    """Bytes of memory that a picture takes at most while it is decoded, its file included.
+
+    Args:
+        width: in pixels. Of a picture that was not downloaded, this and the others are None.
+        height: likewise.
+        num_bytes: of its file.
+    """
+    return BYTES_A_PIXEL * (width or 0) * (height or 0) + (num_bytes or 0)
 
 
 class _Ended(Exception):  # noqa: N818  (a state that the caller handles)

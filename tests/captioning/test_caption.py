@@ -113,6 +113,27 @@ def test_missing_ones_are_made_by_the_coca_and_templates_add_to_the_given(made, 
     assert output.counts["captions_coca"] + output.counts["uncaptioned"] == 3
 
 
+def test_pictures_gone_when_their_shard_is_downloaded_again_are_counted(
+    made, store, make_download, coca_folder
+):
+    _, scores = made
+    shown = [png(draw(make_scene(5, index))) for index in range(4)]
+    download = make_download(
+        [(None, GIVEN[0]), (None, GIVEN[1]), *zip(shown[2:], GIVEN[2:4], strict=True)],
+        [(None, "gone"), *((None, given) for given in GIVEN[4:])],
+    )
+    assert download.digest == made[0].digest
+    makers = (CaptionMaker(), CaptionMaker(kind="coca", max_tokens=6))
+    output = captioned(
+        (download, scores), store, *makers, components=Components(contrastive=str(coca_folder))
+    )
+    found = by_source(made, output)
+    assert found["0/0.png"] == [(0, "given", "a red circle")]
+    assert "0/1.png" not in found
+    assert {maker for _, maker, _ in found["0/2.png"]} == {"coca"}
+    assert (output.counts["items"], output.counts["undecodable"]) == (7, 5)
+
+
 def test_the_transformers_maker_runs_as_a_stage(made, store, llava_folder):
     maker = CaptionMaker(kind="transformers", count=3, max_tokens=5)
     output = captioned(made, store, maker, components=Components(captioner=str(llava_folder)))

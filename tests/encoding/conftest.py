@@ -18,7 +18,15 @@ from PIL import Image
 from hdm.architecture import XUTConfig
 from hdm.config import Pipeline
 from hdm.data.shards import TarShard
-from hdm.data.tables import CAPTIONS, SAMPLES, SCORES, shard_name, write_table
+from hdm.data.tables import (
+    CAPTIONS,
+    SAMPLES,
+    SCORES,
+    num_shards,
+    read_table,
+    shard_name,
+    write_table,
+)
 from hdm.encoding.settings import EncodeSettings
 from hdm.models.settings import Components
 from hdm.store import Identity, Output, Store
@@ -66,6 +74,24 @@ class Home:
     def encoded(self) -> set[str]:
         """Keys of the pictures that must have a latent."""
         return set(self.pixels) - self.broken - self.rejected
+
+    def lose(self, key: str) -> None:
+        """Download a picture's shard again when the picture is gone."""
+        nothing: dict[str, Any] = dict.fromkeys(SAMPLES.names)
+        failed = {**nothing, "key": key, "source": "x", "status": "http_404", "captions": []}
+        self.rewrite("download", "samples", {key: failed})
+
+    def rewrite(self, name: str, kind: str, changed: dict[str, dict[str, Any] | None]) -> None:
+        """Make an output's tables again with these rows; None: without the row."""
+        old = self.inputs[name]
+        with self.store.draft(Identity(name, 1, {})) as draft:
+            for number in range(num_shards(old, kind)):
+                table = read_table(old.file(shard_name(kind, number)))
+                rows = [changed.get(row["key"], row) for row in table.to_pylist()]
+                left = [row for row in rows if row is not None]
+                columns = {column: [row[column] for row in left] for column in table.column_names}
+                write_table(draft, shard_name(kind, number), table.schema, columns, {})
+            self.inputs[name] = draft.commit()
 
 
 def noisy_picture(width: int, height: int, seed: int) -> np.ndarray:

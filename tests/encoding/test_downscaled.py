@@ -94,6 +94,14 @@ def test_what_it_costs_is_told(home, caplog: pytest.LogCaptureFixture) -> None:
     )
 
 
+def test_a_picture_gone_when_its_shard_is_downloaded_again_is_no_part_of_the_cost(home) -> None:
+    first = key_text(next(iter(open_latents(encoded(home, LARGE)))).keys[0])
+    home.lose(first)
+    output = made(home)
+    assert set(rows_by_key(output)) == home.encoded
+    assert 0 < output.summary["error"] < 10
+
+
 def pipeline(*resolutions: int, from_larger: tuple[int, ...]) -> Pipeline:
     phases = tuple(Phase(resolution=size, num_images=1, batch_size=1) for size in resolutions)
     return Pipeline(

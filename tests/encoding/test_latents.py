@@ -195,6 +195,16 @@ def test_nothing_kept_is_an_error_that_says_so(home) -> None:
         encode(home)
 
 
+def test_pictures_gone_when_their_shard_is_downloaded_again_are_counted(home) -> None:
+    """Nor does one that the filter did not see, because it was gone then, stand in the way."""
+    gone, *_, fresh = sorted(home.encoded)
+    home.lose(gone)
+    home.rewrite("filter", "scores", {fresh: None})
+    output = encode(home)
+    assert set(rows_by_key(output)) == home.encoded - {gone, fresh}
+    assert output.counts["failed"] == len(home.broken | {gone})
+
+
 def test_a_picture_that_is_not_what_was_downloaded_is_damage_not_a_picture(home) -> None:
     path = home.inputs["download"].file("images-00001.tar")
     damaged = bytearray(path.read_bytes())

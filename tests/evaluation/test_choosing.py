@@ -19,7 +19,14 @@ from PIL import Image
 
 from hdm.config import Pipeline
 from hdm.data.captions import captions_by_key
-from hdm.data.tables import read_tables
+from hdm.data.tables import (
+    SAMPLES,
+    num_shards,
+    read_table,
+    read_tables,
+    shard_name,
+    write_table,
+)
 from hdm.evaluation import choosing
 from hdm.evaluation.exhibits import Exhibition
 from hdm.evaluation.nearest import Nearest, nearest_training
@@ -27,6 +34,7 @@ from hdm.evaluation.report import render
 from hdm.keys import Key
 from hdm.scoring.judges import PromptSet
 from hdm.statistics import Share
+from hdm.store import Identity, Output, Store
 from tests.evaluation.conftest import Gallery
 
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
@@ -116,3 +124,35 @@ def test_a_copy_is_found_and_another_picture_is_none(gallery: Gallery) -> None:
     assert [one.copied for one in found] == [True, True, False]
     captions = captions_by_key(gallery.inputs["caption"], keys)
     assert found[0].caption in captions[keys[0]]
+
+
+def test_pictures_gone_when_their_shard_is_downloaded_again_are_not_shown(
+    gallery: Gallery, tmp_path: Path
+) -> None:
+    scores = read_tables(gallery.inputs["filter"], "scores").to_pylist()
+    gone, other, *_ = (row["key"] for row in scores if row["split"] == "train")
+    download = without(gallery.inputs["download"], gone, Store(tmp_path))
+    with Exhibition(gallery.pipeline, download, gallery.inputs["filter"]) as exhibition:
+        nothing, image = exhibition.images([gone, other])
+    assert nothing is None
+    picture = np.asarray(Image.open(io.BytesIO(base64.b64decode(str(image).partition(",")[2]))))
+    inputs = {**gallery.inputs, "download": download}
+    [found] = nearest_training(gallery.pipeline, inputs, [picture])
+    assert (found.key, found.distance) == (other, 0)
+
+
+def without(download: Output, gone: Key, store: Store) -> Output:
+    """The download, made again when a picture was gone."""
+    with store.draft(Identity("download", 1, {})) as draft:
+        for path in download.paths(".tar"):
+            with draft.write(path.name) as file:
+                shutil.copyfile(path, file.path)
+        for number in range(num_shards(download, "samples")):
+            rows = read_table(download.file(shard_name("samples", number))).to_pylist()
+            for row in rows:
+                if row["key"] == gone:
+                    found = ("sha256", "format", "width", "height", "offset", "bytes")
+                    row.update(dict.fromkeys(found), status="http_404")
+            columns = {name: [row[name] for row in rows] for name in SAMPLES.names}
+            write_table(draft, shard_name("samples", number), SAMPLES, columns, {})
+        return draft.commit()
