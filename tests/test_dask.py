@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
@@ -15,9 +17,13 @@ import pytest
 
 from hdm import parts
 from hdm.errors import ConfigError, HdmError
+from hdm.parts import Folders, Part
+from hdm.parts.on_dask import make_on_dask
 from hdm.parts.preflight import check_execution
+from hdm.parts.step import Records, Work
+from hdm.progress import Tracker, track
 from hdm.settings import ExecutionSettings
-from hdm.store import Output, Store
+from hdm.store import Folder, Output, Store
 from tests.squares import SQUARES, Squares
 
 COUNT = 8
@@ -63,6 +69,48 @@ def test_an_error_of_a_part_is_the_runs_and_keeps_what_is_finished(tmp_path: Pat
     after = step.log.read_text().split()
     assert len(after) == len(set(after)) == COUNT, "nothing was made twice"
     assert set(before) < set(after)
+
+
+def test_a_worker_that_hangs_keeps_no_later_part(tmp_path: Path) -> None:
+    # So many that the cluster gives it more, once another worker has made the one it hangs in.
+    step = Squares(tmp_path / "log", 30, fault="hang", at=0, pause_sec=0.4)
+    (tmp_path / "armed").touch()
+    made = make(step, Store(tmp_path / "store"), DASK.model_copy(update={"deadline_sec": 2.0}))
+    assert made.summary == {"made": 30}
+
+
+@dataclass(frozen=True)
+class Twice(Squares):
+    """Numbers 0 and 1 are finished only once two workers make 0."""
+
+    def make_part(self, part: Part[int], folders: Folders, tools: None, bar: Tracker) -> None:
+        tries = self.log.with_name("tries")
+        if part.task == 0:
+            with tries.open("a") as log:
+                log.write("0")
+        while part.task < 2 and (not tries.exists() or len(tries.read_text()) < 2):
+            time.sleep(0.05)
+        super().make_part(part, folders, tools, bar)
+
+
+def test_a_part_that_two_workers_finish_at_once_counts_once(tmp_path: Path) -> None:
+    step = Twice(tmp_path / "log", 2)
+    store = Store(tmp_path / "store")
+    execution = ExecutionSettings(executor="dask", processes=4, deadline_sec=0.5)
+    taken: list[str] = []
+
+    def take(records: Records) -> None:
+        taken.extend(records["squares"])
+        # Let both be done before the next look.
+        while taken == ["1.json"] and step.log.read_text().split().count("0") < 2:
+            time.sleep(0.05)
+        time.sleep(0.5)
+
+    with store.draft(SQUARES) as draft:
+        folders = {"squares": Folder(draft.path, draft.digest)}
+        with track(step.what, None, step.unit) as bar:
+            make_on_dask(Work(step, list(step.plan()), folders, bar, take), execution, tmp_path)
+    assert sorted(taken) == ["0.json", "1.json"]
 
 
 @pytest.fixture
@@ -123,6 +171,42 @@ from tests.squares import Squares
 
 execution = ExecutionSettings(executor="dask", address="{address}")
 make(Squares(Path(sys.argv[2]), pause_sec=0.5), Store(Path(sys.argv[1])), execution)
+"""
+
+
+def test_ctrl_c_is_told_by_the_run_alone(tmp_path: Path) -> None:
+    step = Squares(tmp_path / "log", COUNT, pause_sec=0.5)
+    words = [sys.executable, "-c", INTERRUPTED.format(module=__name__)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, sys.path))}
+    asking = subprocess.Popen(
+        [*words, str(tmp_path / "store"), str(step.log)],
+        env=environment,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    while not step.log.exists():
+        assert asking.poll() is None, asking.stderr and asking.stderr.read()
+        time.sleep(0.05)
+    os.killpg(asking.pid, signal.SIGINT)  # as a terminal does
+    _, said = asking.communicate()
+    assert said == "stopped\n"
+    assert squares(make(step, Store(tmp_path / "store"), ExecutionSettings())) == RIGHT
+
+
+INTERRUPTED = """
+import signal, sys
+from pathlib import Path
+from hdm.store import Store
+from {module} import DASK, make
+from tests.squares import Squares
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+if __name__ == "__main__":
+    try:
+        make(Squares(Path(sys.argv[2]), pause_sec=0.5), Store(Path(sys.argv[1])), DASK)
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
 """
 
 

@@ -11,12 +11,14 @@ import contextlib
 import logging
 import os
 import pickle
+import signal
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any
 
@@ -70,8 +72,8 @@ def _client(execution: ExecutionSettings) -> Iterator[Client]:
         if address is None:
             # Workers run what they are sent. TLS with a certificate of this run's own keeps other
             # users of the machine out.
-            address = stack.enter_context(
-                LocalCluster(
+            with _interrupts_held():
+                cluster = LocalCluster(
                     n_workers=execution.processes or len(os.sched_getaffinity(0)),
                     threads_per_worker=1,
                     host="127.0.0.1",
@@ -79,8 +81,10 @@ def _client(execution: ExecutionSettings) -> Iterator[Client]:
                     security=True,
                     dashboard_address=None,
                     silence_logs=logging.CRITICAL,
+                    # Without a dashboard the scheduler still answers HTTP, at one port for all.
+                    scheduler_kwargs={"dashboard_address": "127.0.0.1:0"},
                 )
-            )
+                address = stack.enter_context(cluster)
         try:
             client = Client(address, timeout=CONNECT_SEC, set_as_default=False)
         except OSError as error:
@@ -93,17 +97,37 @@ def _client(execution: ExecutionSettings) -> Iterator[Client]:
 
 
 @contextlib.contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Hold Ctrl-C back until the end of the block, and keep it for good from threads and processes
+    that begin there: on a terminal it reaches a cluster's workers too, which would all report it.
+    """
+    resource_tracker.ensure_running()  # where it starts, it lets the signal through again
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without Dask's own messages of a cluster that goes: this module reports it."""
+    """Without Dask's own messages of a cluster that goes: this module reports it. After Ctrl-C they
+    may come later, so it stays quiet.
+    """
     loggers = [logging.getLogger(name) for name in ("distributed", "distributed.client")]
     before = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.CRITICAL)
+    interrupted = False
     try:
         yield
+    except KeyboardInterrupt:
+        interrupted = True
+        raise
     finally:
-        for logger, level in zip(loggers, before, strict=True):
-            logger.setLevel(level)
+        if not interrupted:
+            for logger, level in zip(loggers, before, strict=True):
+                logger.setLevel(level)
 
 
 def _check_workers(client: Client, file: Path) -> None:
@@ -159,7 +183,10 @@ class _Tries:
         self.work = work
         self.deadline_sec = deadline_sec
         self.parts: dict[Future[Records], Part[Any]] = {}
-        self.begun: dict[object, tuple[float, str]] = {}
+        self.signs: dict[str, tuple[str | None, float]] = {}
+        """The part that each worker began last, and since when it has had work and begun no other.
+        """
+        self.hung: set[str] = set()
 
     def run(self) -> None:
         """Make the parts, and take what each wrote as it comes."""
@@ -169,6 +196,8 @@ class _Tries:
         try:
             while self.parts:
                 for future in self._done():
+                    if future not in self.parts:
+                        continue  # two workers made the part
                     part = self.parts[future]
                     records = future.result()
                     self.work.bar.advance(part.size)
@@ -186,15 +215,16 @@ class _Tries:
         finally:
             self.client.cancel(list(self.parts))
 
-    def _submit(self, part: Part[Any], not_on: str | None = None) -> None:
-        others = None
-        if not_on is not None:
-            workers = self.client.scheduler_info(-1)["workers"]
-            others = [one for one in workers if one != not_on]
-            if not others:
-                return
+    def _submit(self, part: Part[Any], workers: Collection[str] | None = None) -> None:
         future = self.client.submit(
-            _make_on_worker, str(self.file), part, self.work.folders, pure=False, workers=others
+            _make_on_worker,
+            str(self.file),
+            part,
+            self.work.folders,
+            pure=False,
+            workers=workers,
+            # If all of these end, the others make it.
+            allow_other_workers=workers is not None,
         )
         self.parts[future] = part
 
@@ -217,27 +247,40 @@ class _Tries:
             del self.parts[future]
 
     def _make_late_ones_elsewhere(self) -> None:
-        """Submit again what hangs, and what waits behind it on the same worker."""
+        """Submit again what hangs, and what waits behind it on the same worker: also what the
+        cluster gives that worker later, once the part in which it hangs is made elsewhere.
+        """
         if self.deadline_sec is None:
             return
-        now = time.monotonic()
-        for _, event in self.client.get_events(BEGUN):
-            # From when it is seen here: clocks of machines differ.
-            self.begun.setdefault(event["key"], (now, event["worker"]))
-        hung = set()
-        for future in self.parts:
-            begun, worker = self.begun.get(future.key, (now, ""))
-            if now - begun > self.deadline_sec:
-                hung.add(worker)
-        for worker, keys in self.client.processing().items():
-            if worker in hung:
-                self._submit_again(set(keys), not_on=worker)
+        processing = self.client.processing()
+        hung = self._hung(processing, self.deadline_sec)
+        others = set(processing) - hung
+        if not others:
+            return
+        stuck = {key for worker in hung for key in processing[worker]}
+        for part in list(self.parts.values()):
+            tries = [one.key for one, other in self.parts.items() if other is part]
+            if stuck.issuperset(tries):
+                self._submit(part, others)
 
-    def _submit_again(self, keys: set[Any], not_on: str) -> None:
-        for future, part in list(self.parts.items()):
-            tries = sum(other is part for other in self.parts.values())
-            if future.key in keys and tries == 1:
-                self._submit(part, not_on)
+    def _hung(self, processing: Mapping[str, Collection[object]], deadline_sec: float) -> set[str]:
+        """The workers that had a part for longer than the deadline, and have begun none since."""
+        begun = {}
+        for _, event in self.client.get_events(BEGUN):
+            begun[event["worker"]] = event["key"]
+        # From when it is seen here: clocks of machines differ.
+        now = time.monotonic()
+        for worker, keys in processing.items():
+            last = begun.get(worker)
+            before, since = self.signs.get(worker, (last, now))
+            if before != last:
+                self.hung.discard(worker)
+            if before != last or not keys:
+                since = now
+            elif now - since > deadline_sec:
+                self.hung.add(worker)
+            self.signs[worker] = (last, since)
+        return self.hung & set(processing)
 
     def _lost(self, what: str) -> HdmError:
         return HdmError(
