@@ -73,7 +73,9 @@ def deploy(root: Path, own: Path | None, environment: Mapping[str, str], folder:
     write_json(template, JOB_TEMPLATE)
     files = _files(root, own)
     sources = _digest([template, *files])
-    if _recorded(root) == {"sources": sources, "found": _found(root, environment)}:
+    # A person's own deployments may name code that lies anywhere.
+    is_ours = own is None or not has_deployments(own)
+    if is_ours and _recorded(root) == {"sources": sources, "found": _found(root, environment)}:
         return
     # Overwritten: the pool of an earlier version let whoever started a run choose its command.
     pool = ("work-pool", "create", POOL, "--type", "process", "--overwrite")

@@ -31,6 +31,7 @@ from hdm.files import FORBIDDEN, explain_os_error, write_json
 from hdm.store import is_locked, locked, state_root
 
 LOOPBACK = "http://127.0.0.1"
+PREFECT_DATABASE = "prefect.db"
 PREFECT_DEFAULTS = {
     "PREFECT_LOGGING_EXTRA_LOGGERS": "hdm",
     "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",
@@ -288,7 +289,7 @@ def prefect_environment(root: Path) -> dict[str, str]:
         **PREFECT_DEFAULTS,
         **home,
         "PREFECT_SERVER_DATABASE_CONNECTION_URL": database_address(
-            "aiosqlite", folder / "prefect.db"
+            "aiosqlite", folder / PREFECT_DATABASE
         ),
         "PREFECT_RESULTS_LOCAL_STORAGE_PATH": str(folder / "results"),
         "PREFECT_SERVER_MEMO_STORE_PATH": str(folder / "prefect_memo.toml"),

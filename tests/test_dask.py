@@ -242,3 +242,8 @@ def test_an_address_where_nobody_answers_is_told(
     execution = ExecutionSettings(executor="dask", address="tcp://127.0.0.1:9")
     with pytest.raises(ConfigError, match="no Dask scheduler answers"):
         make(Squares(tmp_path / "log"), Store(tmp_path / "store"), execution)
+
+
+def test_an_address_without_dask_is_refused() -> None:
+    with pytest.raises(ConfigError, match="parts are made locally"):
+        check_execution(ExecutionSettings(address="tcp://127.0.0.1:8786"))

@@ -37,6 +37,7 @@ from hdm.store import read_output
 from tasks.configuration import STORE_VARIABLE, Project
 from tasks.outcome import Outcome
 from tasks.services import (
+    PREFECT_DATABASE,
     alone_at,
     password,
     prefect_access,
@@ -90,7 +91,7 @@ def run_pipeline(
 
         preflight(pipeline, project.store, start_from, stop_after)
 
-    if databases(root):
+    if any(path.name == PREFECT_DATABASE for path in databases(root)):
         prepare(root, verbose)
         begun = begin_server(root)
         check()  # while the server starts

@@ -19,6 +19,12 @@ def check_execution(execution: ExecutionSettings) -> None:
             do="pip install 'hdm-pipeline[dask]'",
         )
     if execution.address is not None:
+        if execution.executor != "dask":
+            raise ConfigError(
+                "this is the address of a Dask cluster, and the parts are made locally",
+                where=f"execution.address={execution.address}",
+                do="add --executor dask, or leave the address out",
+            )
         _check_reach(execution.address)
 
 
