@@ -29,7 +29,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import xxhash
 
@@ -57,6 +57,7 @@ RUN = "run.json"
 JOURNAL = ".journal.jsonl"
 SCRATCH = ".scratch"
 LOCK = ".lock"
+PROBED_TRIES, PROBED_SEC = 10, 0.01
 COPIES = ".copies"
 HASHES = ".hashes.json"
 USED = ".used"
@@ -809,7 +810,7 @@ def locked(
         try:
             # The kernel releases it however the process ends, so a reused pid cannot make a lock
             # look held.
-            fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+            _take_lock(file, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
         except BlockingIOError as error:
             file.seek(0)
             raise LockedError(
@@ -826,6 +827,16 @@ def locked(
             )
             file.flush()
         yield
+
+
+def _take_lock(file: IO[str], kind: int) -> None:
+    # Whoever asks `is_locked` holds it for a moment, which must not look like another run.
+    for _ in range(PROBED_TRIES):
+        with contextlib.suppress(BlockingIOError):
+            fcntl.flock(file, kind | fcntl.LOCK_NB)
+            return
+        time.sleep(PROBED_SEC)
+    fcntl.flock(file, kind | fcntl.LOCK_NB)
 
 
 @contextlib.contextmanager

@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 import textwrap
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -29,6 +30,7 @@ from hdm.store import (
     checked,
     draft_in,
     in_use,
+    is_locked,
     locked,
     read_output,
 )
@@ -631,3 +633,23 @@ def test_a_folder_of_something_else_is_refused_and_one_where_nothing_was_kept_is
     with pytest.raises(ValueError, match="early"), draft_in(tmp_path / "new", identity(), "r"):
         raise ValueError("early")
     assert not (tmp_path / "new").exists()
+
+
+def test_whoever_asks_whether_a_lock_is_held_keeps_nobody_out(tmp_path: Path) -> None:
+    lock = tmp_path / ".lock"
+    lock.touch()
+    over = threading.Event()
+
+    def ask() -> None:
+        while not over.is_set():
+            is_locked(lock)
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    try:
+        for _ in range(300):
+            with locked(lock, "it"):
+                pass
+    finally:
+        over.set()
+        asking.join()
