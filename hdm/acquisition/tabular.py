@@ -245,7 +245,9 @@ def _parquet_rows(path: Path, columns: list[str], encoding: str | None) -> Itera
 def _column(batch: pa.RecordBatch, name: str) -> list[Any]:
     """The values of a column, or of all columns of that name, row by row."""
     same = [_values(batch.column(place)) for place in batch.schema.get_all_field_indices(name)]
-    return [_one_or_all(list(values)) for values in zip(*same, strict=True)]
+    if len(same) == 1:
+        return same[0]
+    return [list(values) for values in zip(*same, strict=True)]
 
 
 def _values(column: pa.Array) -> list[Any]:
