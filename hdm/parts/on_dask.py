@@ -22,7 +22,7 @@ from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any
 
-from distributed import Client, Future, LocalCluster, get_worker, wait
+from distributed import Client, Future, LocalCluster, as_completed, get_worker
 from distributed.client import FutureCancelledError, FuturesCancelledError
 from distributed.comm.core import CommClosedError
 from distributed.scheduler import KilledWorker
@@ -37,7 +37,9 @@ from hdm.settings import ExecutionSettings
 GONE = (CommClosedError, FutureCancelledError, FuturesCancelledError)
 """What is raised where the scheduler has ended."""
 CONNECT_SEC = 30
-LOOK_SEC = 1.0
+LOOK_SEC = 0.05
+HUNG_SEC = 1.0
+"""Seconds between two looks for parts that are done, and for workers that hang."""
 BEGUN = "hdm-parts"
 """Dask's topic for the moments at which parts begin."""
 
@@ -183,6 +185,7 @@ class _Tries:
         self.work = work
         self.deadline_sec = deadline_sec
         self.parts: dict[Future[Records], Part[Any]] = {}
+        self.done = as_completed(loop=client.loop)
         self.signs: dict[str, tuple[str | None, float]] = {}
         """The part that each worker began last, and since when it has had work and begun no other.
         """
@@ -193,17 +196,20 @@ class _Tries:
         what = self.work.step.what
         for part in self.work.parts:
             self._submit(part)
+        looked = time.monotonic()
         try:
             while self.parts:
-                for future in self._done():
+                for future in self._finished():
                     if future not in self.parts:
                         continue  # two workers made the part
                     part = self.parts[future]
                     records = future.result()
                     self.work.bar.advance(part.size)
                     self.work.take(records)
-                    self._forget(part)
-                self._make_late_ones_elsewhere()
+                    self._forget(future)
+                if time.monotonic() - looked > HUNG_SEC:
+                    self._make_late_ones_elsewhere()
+                    looked = time.monotonic()
         except KilledWorker as error:
             raise HdmError(
                 f"workers that make parts of {what} end, one after the other",
@@ -227,24 +233,27 @@ class _Tries:
             allow_other_workers=workers is not None,
         )
         self.parts[future] = part
+        self.done.add(future)
 
-    def _done(self) -> list[Future[Records]]:
-        """The parts that are done; waits a moment for the first."""
-        # `wait` asks the current client, which nothing else here needs.
-        with contextlib.suppress(TimeoutError), self.client.as_current():
-            wait(list(self.parts), timeout=LOOK_SEC, return_when="FIRST_COMPLETED")
-        # A future may be "lost" for a moment: its worker died with the result, and Dask makes the
-        # part again.
+    def _finished(self) -> list[Future[Records]]:
+        """The parts that are done; waits a moment where there are none."""
         if self.client.status != "running":
             raise CommClosedError("the scheduler is gone")
-        return [one for one in self.parts if one.done()]
+        if not self.done.has_ready():
+            time.sleep(LOOK_SEC)
+            return []
+        finished: list[Future[Records]] = self.done.next_batch(block=False)
+        return finished
 
-    def _forget(self, part: Part[Any]) -> None:
+    def _forget(self, future: Future[Records]) -> None:
         """No result of this part is awaited any more: it is done."""
-        futures = [one for one, other in self.parts.items() if other is part]
-        self.client.cancel(futures)
-        for future in futures:
-            del self.parts[future]
+        part = self.parts.pop(future)
+        if self.deadline_sec is None:
+            return  # one try a part
+        others = [one for one, other in self.parts.items() if other is part]
+        self.client.cancel(others)
+        for one in others:
+            del self.parts[one]
 
     def _make_late_ones_elsewhere(self) -> None:
         """Submit again what hangs, and what waits behind it on the same worker: also what the
@@ -309,9 +318,6 @@ class _Cancelled:
     def is_set(self) -> bool:
         state = get_worker().state.tasks.get(self.key)
         return state is None or state.state == "cancelled"
-
-    def set(self) -> None:
-        raise NotImplementedError("the client cancels parts")
 
 
 _opened: _Opened | None = None

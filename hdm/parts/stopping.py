@@ -8,10 +8,15 @@ from typing import Protocol
 from hdm.progress import Tracker
 
 
-class Event(Protocol):
-    """The common interface of events between threads and between processes."""
+class Sign(Protocol):
+    """Tells whether the work is over."""
 
     def is_set(self) -> bool: ...
+
+
+class Event(Sign, Protocol):
+    """The common interface of events between threads and between processes."""
+
     def set(self) -> None: ...
 
 
@@ -23,7 +28,7 @@ class Over(Exception):  # noqa: N818  (another part says what went wrong)
 class Watched:
     """The progress of a part; reporting to it abandons the part once the work is over."""
 
-    over: Event
+    over: Sign
     bar: Tracker | None = None
 
     def advance(self, count: int = 1, note: str = "") -> None:
