@@ -124,9 +124,8 @@ class TokenTable(RaggedRows):
         self.pad_id = int(tokens.summary["pad_id"])
         empty = np.asarray(tokens.summary["empty"], np.int32)
         lengths = []
-        # The system removes a file without a name when the process ends, even by SIGKILL. Only one
-        # shard's table is in memory at a time.
-        with _unnamed_file() as file:
+        # Only one shard's table is in memory at a time.
+        with unnamed_file("token ids") as file:
             for number in range(num_shards(tokens, "tokens")):
                 column = read_table(
                     tokens.file(shard_name("tokens", number)), ["token_ids"]
@@ -173,14 +172,17 @@ class TokenTable(RaggedRows):
 
 
 @contextlib.contextmanager
-def _unnamed_file() -> Iterator[IO[bytes]]:
+def unnamed_file(what: str) -> Iterator[IO[bytes]]:
+    """A temporary file for some data, named in errors. The system removes it when the process ends,
+    even by SIGKILL.
+    """
     try:
-        with TemporaryFile(prefix="hdm-tokens-") as file:
+        with TemporaryFile(prefix="hdm-") as file:
             yield file
     except OSError as error:
         if error.filename is not None:
             raise  # what was read
-        raise explain_os_error(error, Path(gettempdir()) / "token ids") from error
+        raise explain_os_error(error, Path(gettempdir()) / what) from error
 
 
 class TextTable(RaggedRows):

@@ -66,7 +66,6 @@ class _Drawn:
         mirrored: whether left and right are exchanged; the crop's position is then relative to the
             mirrored picture.
         captions: rows of the captions' table.
-        lengths: of the captions, in tokens.
     """
 
     rows: np.ndarray
@@ -76,7 +75,6 @@ class _Drawn:
     offsets: np.ndarray
     mirrored: np.ndarray
     captions: np.ndarray
-    lengths: np.ndarray
 
     def part(self, start: int, stop: int) -> _Drawn:
         return _Drawn(*(values[start:stop] for values in vars(self).values()))
@@ -227,7 +225,7 @@ class Loader:
         whole = self._draw(num_images_seen, num_images_seen + self.batch_size)
         # Padded to the longest of the global batch, so that a sample's text does not depend on its
         # neighbours in the process.
-        num_tokens = self.padded_length(int(whole.lengths.max()))
+        num_tokens = self.padded_length(self._longest(whole))
         # Shares differ by one sample where the processes do not divide the batch.
         start = self.batch_size * self.rank // self.world_size
         stop = self.batch_size * (self.rank + 1) // self.world_size
@@ -274,7 +272,11 @@ class Loader:
 
     def longest(self, start: int, stop: int) -> int:
         """Length in tokens of the longest text between two positions, before truncation."""
-        return int(self._draw(start, stop).lengths.max())
+        return self._longest(self._draw(start, stop))
+
+    def _longest(self, drawn: _Drawn) -> int:
+        # Of a batch, and not drawn with a block: tags that are redrawn have to be tokenized for it.
+        return int(self._captions.lengths(drawn.captions).max())
 
     def padded_length(self, longest: int) -> int:
         """The length to which texts are padded or truncated."""
@@ -359,7 +361,6 @@ class Loader:
             ),
             mirrored,
             captions,
-            self._captions.lengths(captions),
         )
 
     def _draw_mirrored(self, pictures: np.ndarray, positions: np.ndarray) -> np.ndarray:

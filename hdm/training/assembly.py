@@ -30,6 +30,7 @@ from hdm.models.building import build_denoiser
 from hdm.models.denoiser import Denoiser
 from hdm.models.execution import compile_blocks, drop_updates, recompute_activations, shard
 from hdm.models.text_encoder import load_tokenizer
+from hdm.models.word_tokens import WordTokens
 from hdm.store import Output
 from hdm.training.objective import FlowMatching, Objective
 from hdm.training.prefetcher import Prefetcher
@@ -195,7 +196,7 @@ def _tags(job: Job, named: Callable[[str], str], seed: int) -> TagTable:
     return TagTable(
         job.output(named("caption")),
         draws,
-        partial(tokenizer.token_ids, max_tokens=max_tokens),
+        WordTokens(tokenizer, max_tokens),
         tokenizer.pad_id,
     )
 

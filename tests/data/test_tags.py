@@ -1,14 +1,20 @@
 """Captions of tags: what is written, what is left out how often, and the same at the same
-position.
+position; and their table.
 """
 
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from hdm.caption_text.tag_form import TagDraws, drawn_caption, plain_caption
+from hdm.caption_text.tag_form import TagDraws, drawn_captions, plain_caption
+from hdm.data.tables import CAPTIONS, shard_name, write_table
+from hdm.data.tags import TagTable
+from hdm.keys import key_text
+from hdm.store import Identity, Output, Store
 
 CAPTION = (
     "masterpiece $$ safe ||| one girl $$ red hair $$ smile "
@@ -20,6 +26,10 @@ GROUPS = [
     ["outdoors", "sky"],
 ]
 RECIPE = TagDraws(tag_drop=0.25, group_drop=0.3, shuffle=True, seed=3)
+
+
+def drawn_caption(caption: str, draws: TagDraws, position: int) -> str:
+    return drawn_captions([caption], draws, [position])[0]
 
 
 def read_back(text: str) -> list[str]:
@@ -82,3 +92,66 @@ def test_a_pure_function_of_seed_and_position() -> None:
         sum(drawn_caption(CAPTION, other, position) == text for position, text in drawn.items())
         < 40
     )
+
+
+def test_captions_drawn_together_are_those_drawn_alone() -> None:
+    # As they were drawn one at a time, before they were drawn together.
+    known = {
+        0: "masterpiece, safe, a girl sits on a wall, smiling., sky",
+        7: "masterpiece, safe, sky, outdoors",
+        2**31 - 1: "masterpiece, safe, one girl, red hair, sky, outdoors",
+    }
+    captions = [CAPTION, "a plain one", "", "||| a $$ b", "|||", CAPTION]
+    positions = [0, 1, 2, 3, 4, 2**31 - 1]
+    together = drawn_captions(captions, RECIPE, positions)
+    alone = []
+    for caption, position in zip(captions, positions, strict=True):
+        alone.append(drawn_caption(caption, RECIPE, position))
+    assert together == alone
+    assert together[1:3] == ["a plain one", ""]
+    assert {position: drawn_caption(CAPTION, RECIPE, position) for position in known} == known
+    assert drawn_captions([], RECIPE, []) == []
+
+
+SHARDS = [["été ||| a $$ b", "日本 plain"], [], ["", "last ||| ü"]]
+
+
+def write_captions(store: Store) -> Output:
+    with store.draft(Identity("caption", 1, {})) as draft:
+        for number, captions in enumerate(SHARDS):
+            rows: dict[str, list[Any]] = {
+                "key": [key_text(10 * number + place) for place in range(len(captions))],
+                "index": [0] * len(captions),
+                "maker": ["given"] * len(captions),
+                "caption": captions,
+            }
+            write_table(draft, shard_name("captions", number), CAPTIONS, rows, {})
+        return draft.commit()
+
+
+def letters(caption: str) -> list[int]:
+    return list(map(ord, caption)) or [0]
+
+
+def test_a_table_of_captions_of_tags(tmp_path: Path) -> None:
+    tokenized: list[str] = []
+
+    def tokenize(captions: list[str]) -> list[np.ndarray]:
+        tokenized.extend(captions)
+        return [np.array(letters(caption), np.int32) for caption in captions]
+
+    still = TagDraws(0.0, 0.0, False, 3)
+    table = TagTable(write_captions(Store(tmp_path)), still, tokenize, 9)
+    assert table.keys.tolist() == [0, 1, 20, 21]
+    assert table.empty == 4
+    wanted = ["été, a, b", "日本 plain", "", "last, ü", ""]
+    rows = table.at_position(np.arange(5), np.arange(5) + 2**31 - 5)
+    assert table.lengths(rows).tolist() == [9, 8, 1, 7, 1]
+    ids, mask = table.read(rows[1:4], 8)
+    for number, caption in enumerate(wanted[1:4]):
+        assert ids[number][mask[number]].tolist() == letters(caption)
+    assert ids[~mask].unique().tolist() == [9]
+    assert tokenized == wanted, "a batch's captions are tokenized once"
+    ids, mask = table.read(rows[:1], 4)
+    assert ids.tolist() == [list(map(ord, "été,"))]
+    assert mask.all()

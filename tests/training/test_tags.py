@@ -8,10 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
-from hdm.caption_text.tag_form import TagDraws, drawn_caption
+from hdm.caption_text.tag_form import TagDraws, drawn_captions
 from hdm.config import Pipeline
 from hdm.data.captions import captions_by_key
 from hdm.data.loader import Loader
@@ -19,6 +20,7 @@ from hdm.encoding import tokens
 from hdm.errors import ConfigError
 from hdm.keys import Key
 from hdm.models.text_encoder import load_tokenizer
+from hdm.models.word_tokens import WordTokens
 from hdm.training import assembly
 from tests.training.workshop import KEYS, NUM_PICTURES, WORDS, Workshop, write_captions
 
@@ -56,7 +58,8 @@ def test_a_batch_holds_what_is_drawn_for_its_positions(tagged: Workshop, tmp_pat
     for start in (0, 8, 80, 24, 8):
         batch = one.batch(start)
         for place, (key, found) in enumerate(zip(batch.keys, texts(batch), strict=True)):
-            wanted = drawn_caption(FORM.format(*words[Key(key)]), draws, start + place)
+            caption = FORM.format(*words[Key(key)])
+            wanted = drawn_captions([caption], draws, [start + place])[0]
             dropped = found == tokenizer.token_ids([""], 8)[0]
             assert dropped or found == tokenizer.token_ids([wanted], 8)[0]
             seen.add(wanted)
@@ -68,6 +71,23 @@ def test_a_batch_holds_what_is_drawn_for_its_positions(tagged: Workshop, tmp_pat
     assert whole is not None
     halves = [part.token_ids for part in pair if part.token_ids is not None]
     assert torch.equal(torch.cat(halves), whole)
+
+
+def test_a_batch_tokenizes_its_own_captions_and_no_others(
+    tagged: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counts = []
+    tokenized = WordTokens.__call__
+
+    def counted(self: WordTokens, captions: list[str]) -> list[np.ndarray]:
+        counts.append(len(captions))
+        return tokenized(self, captions)
+
+    monkeypatch.setattr(WordTokens, "__call__", counted)
+    one = loader(tagged.changed(**DRAWS), tmp_path)
+    one.batch(0)
+    one.batch(8)
+    assert counts == [8, 8]
 
 
 def test_everywhere_else_a_caption_has_all_its_tags(tagged: Workshop, tmp_path: Path) -> None:
