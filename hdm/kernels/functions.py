@@ -103,9 +103,7 @@ def _rms_gradients(
     # With n = x·r, r = (mean x² + ε)^-½: dn/dx = r·(1 - n nᵀ / D).
     product = grad * normed
     grad_weight = product.sum_to_size(weight.shape)
-    # A weight for each token has the product itself as its gradient.
-    weighted = product * weight if grad_weight is product else product.mul_(weight)
-    along = weighted.mean(-1, keepdim=True)
+    along = product.mul_(weight).mean(-1, keepdim=True)
     return (grad * weight).addcmul_(normed, along, value=-1).mul_(factor), grad_weight
 
 

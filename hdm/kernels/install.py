@@ -44,7 +44,7 @@ KERNELS: dict[type[nn.Module], type[nn.Module]] = {
     layers.SelfAttention: modules.SelfAttention,
     layers.CrossAttention: modules.CrossAttention,
     layers.FeedForward: modules.FeedForward,
-    XUT: modules.XUT,
+    layers.Block: modules.Block,
 }
 PLAIN = {kernel: plain for plain, kernel in KERNELS.items()}
 
@@ -79,8 +79,8 @@ def install(model: nn.Module) -> Installed:
         return Installed(0, ())
     swapped, skipped = 0, []
     for path, owner in list(model.named_modules()):
-        if type(owner) is XUT:  # it decides anew in each call what it may do
-            owner.__class__ = modules.XUT
+        if untouched(owner, layers.Block):
+            owner.__class__ = modules.Block
             swapped += 1
         for name, kind in _parts(owner).items():
             module = getattr(owner, name, None)

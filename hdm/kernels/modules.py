@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from hdm.kernels.functions import attend, norm_and_rotate, rms_norm, suits, swiglu
 from hdm.kernels.linear import by_onednn, gated, linear
+from hdm.kernels.packing import Packing
 from hdm.kernels.untouched import untouched
-from hdm.models import layers, rope, xut
-from hdm.models.layers import Conditions, Modulation
-from hdm.models.packing import Packing
+from hdm.models import layers, rope
+from hdm.models.layers import Modulation
 
 
 class Linear(nn.Linear):
@@ -55,7 +55,7 @@ class ModulatedNorm(layers.ModulatedNorm):
         norm = self.norm
         if not (suits(tokens_BSD) and untouched(norm, RMSNorm)):
             return super().forward(tokens_BSD, modulation)
-        scale, shift, gate = self.modulation(modulation, tokens_BSD.shape[1])
+        scale, shift, gate = self.modulation(modulation)
         return rms_norm(tokens_BSD, norm.weight * scale, shift, eps=norm.eps), gate
 
 
@@ -73,7 +73,8 @@ class _Attention(layers.Attention):
             eps = self.q_norm.eps
         q, k, v = norm_and_rotate(qkv, weight, positions, self.rope.freqs, eps=eps)
         mixed = attend(q[:, :, :num_out], k, v, mask)
-        return mixed.transpose(1, 2).flatten(2)
+        tokens: Tensor = self.out(mixed.transpose(1, 2).flatten(2))
+        return tokens
 
     def _untouched(self) -> bool:
         if not untouched(self.rope, rope.RotaryPositions):
@@ -110,66 +111,21 @@ class FeedForward(layers.FeedForward):
         return tokens
 
 
-class XUT(xut.XUT):
-    """Text that is padding takes no part in the blocks' token-wise layers.
+class Block(layers.Block):
+    """The feed-forward, two thirds of a block's products, computes nothing for padding."""
 
-    Blocks then see packed tokens. Whoever looks into a block, or changes one, finds tokens as the
-    plain model has them.
-    """
+    def feed(self, tokens_BSD: Tensor, mask: Tensor | None) -> Tensor:
+        # The last block returns image tokens alone, none of which is padding.
+        has_padding = mask is not None and mask.shape[-1] == tokens_BSD.shape[1]
+        if not (has_padding and suits(tokens_BSD) and self._untouched()):
+            return super().feed(tokens_BSD, mask)
+        assert mask is not None
+        packing = Packing(mask[:, 0, 0])
+        return packing.unpack(self.mlp(packing.pack(tokens_BSD)))
 
-    def _blocks(
-        self,
-        z: Tensor,
-        given: Conditions,
-        rows: Tensor | None,
-        route: tuple[int, int],
-        num_image: int,
-    ) -> Tensor:
-        if rows is not None or given.mask is None or not self._packs(z, given):
-            return super()._blocks(z, given, rows, route, num_image)
-        # Attention, which works on whole samples, needs no more than the longest text.
-        longest = int(given.mask.any(0).flatten().nonzero().max()) + 1
-        mask = given.mask[..., :longest]
-        packing = Packing(mask[:, 0, 0], num_image)
-        packed = Conditions(
-            _of_tokens(given.attn, packing),
-            _of_tokens(given.xattn, packing),
-            _of_tokens(given.mlp, packing),
-            given.positions[:, :longest],
-            mask,
-            packing,
-        )
-        z = z[:, :longest]
-        num_packed = len(z) * num_image
-        tokens = super()._blocks(packing.pack(z), packed, None, route, num_packed)
-        return tokens[:, :num_packed].view(len(z), num_image, -1)
-
-    def _packs(self, z: Tensor, given: Conditions) -> bool:
-        # A block's own modulation would be computed for each token instead of each sample.
-        if not (suits(z) and isinstance(given.attn, Modulation)):
+    def _untouched(self) -> bool:
+        """Whether nobody looks into the feed-forward: packed tokens have another shape."""
+        mlp = self.mlp
+        if not untouched(mlp, FeedForward):
             return False
-        modules = (module for block in self.blocks() for module in block.modules())
-        return all(
-            type(module) in PACKABLE and untouched(module, type(module)) for module in modules
-        )
-
-
-def _of_tokens(modulation: Modulation | Tensor, packing: Packing) -> Modulation:
-    """A shared modulation (B, 1, D) with a row for each packed token."""
-    assert isinstance(modulation, Modulation)
-    return Modulation(*(packing.spread(value) for value in modulation))
-
-
-PACKABLE = frozenset(
-    {
-        layers.Block,
-        rope.RotaryPositions,
-        Linear,
-        RMSNorm,
-        ModulatedNorm,
-        SelfAttention,
-        CrossAttention,
-        FeedForward,
-    }
-)
-"""What a block consists of where its tokens can be packed."""
+        return untouched(mlp.w12, Linear) and untouched(mlp.w3, Linear)

@@ -17,13 +17,12 @@ from torch import Tensor, nn
 
 from hdm.architecture import XUTConfig
 from hdm.models.denoiser import DenoiserBlock
-from hdm.models.packing import Packing
 from hdm.models.rope import RotaryPositions
 
 
 class Modulation(NamedTuple):
     """A norm's factor 1 + scale, its shift, and the factor 1 + gate of the update that follows,
-    each (B, 1, D), or of packed tokens (1, N, D).
+    each (B, 1, D).
     """
 
     scale: Tensor
@@ -37,8 +36,6 @@ class Conditions(NamedTuple):
     attn, xattn, mlp: the shared modulation, or the embedding (B, D) from which each block computes
         its own.
     positions: (B or 1, S, 2). mask: keys that may be attended to, (B, 1, 1, S) bool; None: all.
-    packing: the tokens are packed, as (1, N, D), and a shared modulation has a row for each; None:
-        they are not.
     """
 
     attn: Modulation | Tensor
@@ -46,7 +43,6 @@ class Conditions(NamedTuple):
     mlp: Modulation | Tensor
     positions: Tensor
     mask: Tensor | None
-    packing: Packing | None = None
 
 
 def _zero(layer: nn.Module) -> None:
@@ -178,18 +174,15 @@ class ModulatedNorm(nn.Module):
         )
 
     def forward(self, tokens_BSD: Tensor, modulation: Modulation | Tensor) -> tuple[Tensor, Tensor]:
-        scale, shift, gate = self.modulation(modulation, tokens_BSD.shape[1])
+        scale, shift, gate = self.modulation(modulation)
         return torch.addcmul(shift, self.norm(tokens_BSD).float(), scale), gate
 
-    def modulation(self, given: Modulation | Tensor, count: int) -> Modulation:
-        """The shared modulation, or the block's own, computed from the embedding; of packed tokens
-        that of the first `count`.
-        """
+    def modulation(self, given: Modulation | Tensor) -> Modulation:
+        """The shared modulation, or the block's own, computed from the embedding."""
         if self.adaln is not None:
             given = self.adaln(given)
         assert isinstance(given, Modulation)
-        scale, shift, gate = given
-        return Modulation(scale[:, :count], shift[:, :count], gate[:, :count])
+        return given
 
 
 class Attention(nn.Module):
@@ -206,23 +199,6 @@ class Attention(nn.Module):
             self.k_norm = RMSNorm(config.head_size)
         self.qk_norm = config.qk_norm
         self.out = nn.Linear(config.width, config.width)
-
-    def mix(self, qkv: Tensor, given: Conditions, num_out: int | None = None) -> Tensor:
-        """Queries, keys and values of the tokens, (B, S, 3D), to those that `forward` returns,
-        before the output layer.
-        """
-        packing = given.packing
-        if packing is None:
-            return self.attend(self._by_head(qkv), given.positions, given.mask, num_out)
-        # Attention alone is about whole samples, so padding comes back for it.
-        num_queries = None if num_out is None else packing.num_image
-        mixed = self.attend(
-            self._by_head(packing.unpack(qkv)), given.positions, given.mask, num_queries
-        )
-        return packing.pack(mixed) if num_out is None else packing.pack_image(mixed)
-
-    def _by_head(self, qkv: Tensor) -> Tensor:
-        return qkv.view(*qkv.shape[:2], 3, *self.heads)
 
     def attend(
         self, qkv: Tensor, positions: Tensor, mask: Tensor | None, num_out: int | None = None
@@ -241,7 +217,8 @@ class Attention(nn.Module):
         v = v.squeeze(2).transpose(1, 2)
         # Tokens beyond num_out are attended to, but have no queries.
         mixed = F.scaled_dot_product_attention(q[:, :, :num_out], k, v, attn_mask=mask)
-        return mixed.transpose(1, 2).flatten(2)
+        tokens: Tensor = self.out(mixed.transpose(1, 2).flatten(2))
+        return tokens
 
 
 class SelfAttention(Attention):
@@ -249,9 +226,12 @@ class SelfAttention(Attention):
         super().__init__(config)
         self.qkv = nn.Linear(config.width, 3 * config.width, bias=False)
 
-    def forward(self, tokens_BSD: Tensor, given: Conditions, num_out: int | None = None) -> Tensor:
-        tokens: Tensor = self.out(self.mix(self.qkv(tokens_BSD), given, num_out))
-        return tokens
+    def forward(
+        self, tokens_BSD: Tensor, positions: Tensor, mask: Tensor | None, num_out: int | None = None
+    ) -> Tensor:
+        return self.attend(
+            self.qkv(tokens_BSD).unflatten(-1, (3, *self.heads)), positions, mask, num_out
+        )
 
 
 class CrossAttention(Attention):
@@ -264,11 +244,12 @@ class CrossAttention(Attention):
         self.q = nn.Linear(config.width, config.width, bias=False)
         self.kv = nn.Linear(config.width, 2 * config.width, bias=False)
 
-    def forward(self, tokens_BSD: Tensor, skip_BSD: Tensor, given: Conditions) -> Tensor:
+    def forward(
+        self, tokens_BSD: Tensor, skip_BSD: Tensor, positions: Tensor, mask: Tensor | None
+    ) -> Tensor:
         # Tokens and skip have the same positions, so one rotation serves queries and keys.
         qkv = torch.cat((self.q(tokens_BSD), self.kv(skip_BSD)), -1)
-        tokens: Tensor = self.out(self.mix(qkv, given))
-        return tokens
+        return self.attend(qkv.unflatten(-1, (3, *self.heads)), positions, mask)
 
 
 class FeedForward(nn.Module):
@@ -312,12 +293,17 @@ class Block(DenoiserBlock):
         """
         # The published weights drop z here, and carry the modulated norm m on instead.
         m, gate = self.attn_pre_norm(z, given.attn)
-        z = self._add(z, m, gate, self.attn(m, given, num_out))
+        z = self._add(z, m, gate, self.attn(m, given.positions, given.mask, num_out))
         if skip is not None:
             m, gate = self.xattn_pre_norm(z, given.xattn)
-            z = self._add(z, m, gate, self.xattn(m, skip, given))
+            z = self._add(z, m, gate, self.xattn(m, skip, given.positions, given.mask))
         m, gate = self.mlp_pre_norm(z, given.mlp)
-        return self._add(z, m, gate, self.mlp(m))
+        return self._add(z, m, gate, self.feed(m, given.mask))
+
+    def feed(self, tokens_BSD: Tensor, mask: Tensor | None) -> Tensor:
+        """The feed-forward's update; what it is where `mask` is False reaches no output."""
+        update: Tensor = self.mlp(tokens_BSD)
+        return update
 
     def _add(self, z: Tensor, m: Tensor, gate: Tensor, update: Tensor) -> Tensor:
         carried = m if self.carries_norm else z
@@ -325,5 +311,4 @@ class Block(DenoiserBlock):
             update = F.dropout(update, self.dropout)
         # The sum is float32 even under autocast, since updates are small compared to what they are
         # added to.
-        count = update.shape[1]
-        return torch.addcmul(carried[:, :count], gate[:, :count], update.float())
+        return torch.addcmul(carried[:, : update.shape[1]], gate, update.float())

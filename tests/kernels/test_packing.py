@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from hdm.architecture import XUTConfig
 from hdm.kernels import install
-from hdm.models.packing import STEP, Packing
+from hdm.kernels.packing import STEP, Packing
 from hdm.models.xut import XUT
 
 CONFIG = XUTConfig(
@@ -89,7 +89,7 @@ def test_texts_of_no_length_and_of_equal_length(lengths: tuple[int, ...]) -> Non
     torch.testing.assert_close(output, expected, rtol=1e-5, atol=1e-5)
 
 
-def test_whoever_looks_into_a_block_sees_samples() -> None:
+def test_whoever_looks_into_the_feed_forward_sees_samples() -> None:
     latent, timestep, text, mask = _inputs()
     _, model = _both()
     shapes: list[torch.Size] = []
@@ -101,15 +101,13 @@ def test_whoever_looks_into_a_block_sees_samples() -> None:
 
 
 def test_packed_tokens_are_those_that_are_no_padding() -> None:
-    mask = torch.ones(2, 5, dtype=torch.bool)
-    mask[0, 3:] = False
+    mask = torch.tensor([[True, True, True, False, False], [True] * 5])
     tokens = torch.arange(1.0, 11)[:, None].expand(-1, 3).view(2, 5, 3).clone().requires_grad_()
-    packing = Packing(mask, 2)
+    packing = Packing(mask)
     packed = packing.pack(tokens)
-    # Image tokens of both, then text of both, then zeros up to a multiple of STEP.
-    assert packed[0, :8, 0].tolist() == [1, 2, 6, 7, 3, 8, 9, 10]
-    assert packed.shape == (1, STEP, 3)
-    assert not packed[0, 8:].any()
+    assert packed.shape == (STEP, 3)
+    assert packed[:8, 0].tolist() == [1, 2, 3, 6, 7, 8, 9, 10]
+    assert not packed[8:].any()
     back = packing.unpack(packed)
     assert torch.equal(back, tokens * mask[..., None])
     (back * torch.arange(10.0).view(2, 5, 1)).sum().backward()
