@@ -79,6 +79,7 @@ def install(model: nn.Module) -> Installed:
         return Installed(0, ())
     swapped, skipped = 0, []
     for path, owner in list(model.named_modules()):
+        # Blocks lie in lists, where they have numbers and no names.
         if untouched(owner, layers.Block):
             owner.__class__ = modules.Block
             swapped += 1

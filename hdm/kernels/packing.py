@@ -5,12 +5,14 @@ Shapes: B batch, S tokens of a sample with padding, N packed tokens, D width.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+Way = Callable[[Tensor], Tensor]
 STEP = 64
 """N is a multiple of it: oneDNN compiles a product for each new size."""
 
@@ -29,12 +31,12 @@ class Packing:
 
     def pack(self, tokens: Tensor) -> Tensor:
         """(B, S, D) → (N, D)."""
-        packed: Tensor = _Pack.apply(tokens, self)
+        packed: Tensor = _Moved.apply(tokens, self.gather, self.scatter)
         return packed
 
     def unpack(self, packed: Tensor) -> Tensor:
         """(N, D) → (B, S, D), zero at padding."""
-        tokens: Tensor = _Unpack.apply(packed, self)
+        tokens: Tensor = _Moved.apply(packed, self.scatter, self.gather)
         return tokens
 
     def gather(self, tokens: Tensor) -> Tensor:
@@ -52,27 +54,17 @@ class Packing:
         return flat.view(*self._shape, -1)
 
 
-# No row repeats, so each way's gradient goes back by the other; that of torch's index_select would
-# be added up row by row.
-class _Pack(torch.autograd.Function):
+class _Moved(torch.autograd.Function):
+    """Tokens moved by one of Packing's two ways. As no row repeats, their gradient goes back by the
+    other; that of torch's index_select would be added up row by row.
+    """
+
     @staticmethod
-    def forward(ctx: Any, tokens: Tensor, packing: Packing) -> Tensor:
-        ctx.packing = packing
-        return packing.gather(tokens)
+    def forward(ctx: Any, tokens: Tensor, there: Way, back: Way) -> Tensor:
+        ctx.back = back
+        return there(tokens)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return ctx.packing.scatter(grad), None
-
-
-class _Unpack(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, packed: Tensor, packing: Packing) -> Tensor:
-        ctx.packing = packing
-        return packing.scatter(packed)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return ctx.packing.gather(grad), None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        return ctx.back(grad), None, None

@@ -3,39 +3,27 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from hdm.architecture import XUTConfig
 from hdm.kernels import install
 from hdm.kernels.packing import STEP, Packing
 from hdm.models.xut import XUT
+from tests.models.test_xut import TINY
+from tests.small_models import shaken
 
-CONFIG = XUTConfig(
-    width=32,
-    num_heads=2,
-    head_size=16,
-    mlp_width=48,
-    text_width=24,
-    channels=4,
-    depth=2,
-    enc_blocks=1,
-    dec_blocks=1,
-    prev_blocks=1,
-    post_blocks=1,
-    text_mask="masked",
-)
+CONFIG = replace(TINY, text_mask="masked")
 LENGTHS = (1, 9, 4, 9, 2)
 LONGEST = 12  # three more than any text has
 
 
 def _both() -> tuple[XUT, XUT]:
-    torch.manual_seed(0)
-    plain = XUT(CONFIG)
-    for parameter in plain.parameters():
-        nn.init.normal_(parameter, std=0.1)
+    plain = shaken(CONFIG)
     fast = copy.deepcopy(plain)
     install(fast)
     return plain, fast
@@ -43,9 +31,9 @@ def _both() -> tuple[XUT, XUT]:
 
 def _inputs() -> tuple[Tensor, Tensor, Tensor, Tensor]:
     generator = torch.Generator().manual_seed(1)
-    latent = torch.randn(len(LENGTHS), 4, 8, 8, generator=generator)
+    latent = torch.randn(len(LENGTHS), CONFIG.channels, 8, 8, generator=generator)
     timestep = torch.rand(len(LENGTHS), generator=generator)
-    text = torch.randn(len(LENGTHS), LONGEST, 24, generator=generator)
+    text = torch.randn(len(LENGTHS), LONGEST, CONFIG.text_width, generator=generator)
     mask = torch.arange(LONGEST) < torch.tensor(LENGTHS)[:, None]
     return latent, timestep, text, mask
 
@@ -89,6 +77,34 @@ def test_texts_of_no_length_and_of_equal_length(lengths: tuple[int, ...]) -> Non
     torch.testing.assert_close(output, expected, rtol=1e-5, atol=1e-5)
 
 
+class Shapes(TorchDispatchMode):
+    """Notes the shapes of all results whose last axis has a width."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.width = width
+        self.seen: set[torch.Size] = set()
+
+    def __torch_dispatch__(
+        self, operator: Any, types: Any, given: Any = (), named: Any = None
+    ) -> Any:
+        result = operator(*given, **(named or {}))
+        if isinstance(result, Tensor) and result.ndim > 1 and result.shape[-1] == self.width:
+            self.seen.add(result.shape)
+        return result
+
+
+def test_the_feed_forward_computes_nothing_for_padding() -> None:
+    latent, timestep, text, mask = _inputs()
+    _, model = _both()
+    with Shapes(2 * CONFIG.mlp_width) as shapes:
+        model(latent, timestep, text, text_mask=mask)
+    count = 16 * len(LENGTHS) + sum(LENGTHS)
+    # All blocks but the last, which has image tokens alone.
+    packed = torch.Size((-(-count // STEP) * STEP, 2 * CONFIG.mlp_width))
+    assert shapes.seen == {packed, torch.Size((len(LENGTHS), 16, 2 * CONFIG.mlp_width))}
+
+
 def test_whoever_looks_into_the_feed_forward_sees_samples() -> None:
     latent, timestep, text, mask = _inputs()
     _, model = _both()
@@ -97,7 +113,7 @@ def test_whoever_looks_into_the_feed_forward_sees_samples() -> None:
     linear.register_forward_hook(lambda _module, given, _output: shapes.append(given[0].shape))
     with torch.no_grad():
         model(latent, timestep, text, text_mask=mask)
-    assert shapes == [torch.Size((len(LENGTHS), 16 + LONGEST, 32))]
+    assert shapes == [torch.Size((len(LENGTHS), 16 + LONGEST, CONFIG.width))]
 
 
 def test_packed_tokens_are_those_that_are_no_padding() -> None:
