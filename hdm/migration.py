@@ -22,7 +22,7 @@ from hdm.captioning import caption
 from hdm.curation import decide, embed, measure, rate, score
 from hdm.encoding import downscaled, features, latents, text, tokens
 from hdm.errors import DamagedError
-from hdm.evaluation import images
+from hdm.evaluation import embeddings, images
 from hdm.scoring import metrics
 from hdm.store import COPIES, RUN, Identity, Output, Store, in_use
 from hdm.training import phase
@@ -44,6 +44,7 @@ SCHEMAS = {
     "encode.*px downscaled": downscaled.SCHEMA,
     "train.*px": phase.SCHEMA,
     metrics.IMAGES: images.SCHEMA,
+    metrics.EMBEDDINGS: embeddings.SCHEMA,
     "evaluate.*": metrics.SCHEMA,
 }
 """Kind of output → the version of its format that is made now."""

@@ -6,7 +6,7 @@ others.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -24,7 +24,16 @@ from hdm.emoji import asking as emoji_asking
 from hdm.encoding import downscaled, features, latents, text, tokens
 from hdm.encoding import preflight as encoding_preflight
 from hdm.errors import ConfigError, DamagedError, InputError, combined, raised_by
-from hdm.evaluation import accuracy, copies, images, likeness
+from hdm.evaluation import (
+    accuracy,
+    copies,
+    density_coverage,
+    embeddings,
+    frechet_infinity,
+    images,
+    likeness,
+    precision_recall,
+)
 from hdm.evaluation import preflight as evaluation_preflight
 from hdm.extensions import MODULES, extensions
 from hdm.models.components import VAE
@@ -32,14 +41,22 @@ from hdm.models.devices import cpu_threads
 from hdm.parts.preflight import check_execution
 from hdm.scoring import metrics
 from hdm.stage_list import Stage, added_stages, stage_names, stages
-from hdm.stage_work import SMALL_BYTES, AddedStage, OutputStep, Size, StageWork
+from hdm.stage_work import SMALL_BYTES, AddedStage, Numbers, OutputStep, Size, StageWork
 from hdm.store import MANIFEST, Identity, Output, Outputs, Store, in_use, read_output, set_aside
 from hdm.training import phase
 from hdm.training.process.job import START, mixed_name, mixed_part
 from hdm.vae import stage as vae_stage
 
 TRAININGS = ("train", VAE)
-SCORED_BY = (accuracy, likeness, copies, demo_scoring)
+SCORED_BY = (
+    accuracy,
+    likeness,
+    precision_recall,
+    density_coverage,
+    frechet_infinity,
+    copies,
+    demo_scoring,
+)
 """Modules that register metrics and judges when they are imported."""
 DATA_SETS = (demo_site, emoji_asking)
 """Modules that register this package's own data sets, and prompts that a person judges."""
@@ -116,8 +133,15 @@ def _evaluate(pipeline: Pipeline, before: Collection[str]) -> Iterator[OutputSte
     last = f"train.{pipeline.train.phases[-1].name}"
     inputs = ("filter", "caption", *_vae(pipeline), last)
     yield OutputStep(metrics.IMAGES, inputs, images.identify, images.make)
+    readable = {*before, metrics.IMAGES}
+    if embeddings.REAL in before:
+        inputs = embeddings.INPUTS
+        # What a forward pass of the model costs is not known.
+        size = _size_of_scores(None)
+        yield OutputStep(metrics.EMBEDDINGS, inputs, embeddings.identify, embeddings.make, size)
+        readable.add(metrics.EMBEDDINGS)
     for metric in metrics.applying(pipeline):
-        if {*before, metrics.IMAGES}.issuperset(metric.needs):
+        if readable.issuperset(metric.needs):
             yield _metric(metric)
 
 
@@ -127,8 +151,12 @@ def _metric(metric: metrics.Metric) -> OutputStep[Pipeline]:
         metric.needs,
         partial(metrics.identify, metric=metric),
         partial(metrics.make, metric=metric),
-        lambda _, numbers: Size(numbers.images, SMALL_BYTES, metric.flops),
+        _size_of_scores(metric.flops),
     )
+
+
+def _size_of_scores(flops: float | None) -> Callable[[Pipeline, Numbers], Size]:
+    return lambda _, numbers: Size(numbers.images, SMALL_BYTES, flops)
 
 
 def _vae(pipeline: Pipeline) -> tuple[str, ...]:

@@ -1,20 +1,21 @@
-"""Shares with their uncertainty, and distances between two sets of embeddings."""
+"""Numbers with their uncertainty: shares, means over prompts, differences, several at once."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy.special import stdtrit
+from scipy.special import ndtr, ndtri, stdtr, stdtrit
 
 CONFIDENCE_95 = 1.959963984540054  # standard deviations
-# As in CMMD (arXiv 2401.09603).
-MMD_SIGMA = 10.0
-MMD_SCALE = 1000.0
-REPLICATES = 200  # of a bootstrap
+DRAWS = 2000  # of a bootstrap
+DRAWS_AT_ONCE = 100
+POWER_80 = 0.8416212335729143  # standard deviations
+WILSON = "Wilson's score interval"
+BOOTSTRAP = f"bootstrap of prompts, {DRAWS:,} draws"
 
 
 @dataclass(frozen=True)
@@ -85,191 +86,128 @@ class Interval:
         return self.half is not None and abs(self.mean) > self.half
 
 
-def mean_with_error(
-    values: np.ndarray, clusters: Sequence[Hashable] | None = None
-) -> dict[str, Any]:
-    """Mean, standard error of the mean and number of values; None if there are too few.
+@dataclass(frozen=True)
+class Estimate:
+    """A number with its interval at 95 %.
+
+    Args:
+        value: the number.
+        low, high: the interval; None where there is too little to tell.
+        error: standard error; None likewise.
+        p_value: how often chance alone would take a number that is truly 0 this far from it, to
+            either side; None likewise.
+        distinct: independent prompts, or pictures, that it rests on.
+        estimator: how the interval was found.
+    """
+
+    value: float
+    low: float | None
+    high: float | None
+    error: float | None
+    p_value: float | None
+    distinct: int
+    estimator: str
+
+    @classmethod
+    def of_error(
+        cls, value: float, error: float, freedom: float, distinct: int, estimator: str
+    ) -> Estimate:
+        """Student's t interval.
+
+        Args:
+            error: standard error of `value`.
+            freedom: its degrees of freedom.
+        """
+        half = float(stdtrit(freedom, 0.975)) * error
+        # Without any spread a number is either exactly 0 or certainly not.
+        far = abs(value) / error if error else (math.inf if value else 0.0)
+        p_value = 2 * float(stdtr(freedom, -far))
+        return cls(value, value - half, value + half, error, p_value, distinct, estimator)
+
+    @classmethod
+    def of_draws(cls, value: float, draws: np.ndarray, distinct: int, estimator: str) -> Estimate:
+        """Percentiles of a bootstrap, widened as Student's t is wider than the normal distribution
+        (expanded percentiles, Hesterberg 2015, arXiv 1411.5279): those of few items are too narrow.
+
+        Args:
+            draws: (D,) the number of each bootstrap sample of `distinct` items.
+        """
+        widen = math.sqrt(distinct / (distinct - 1))
+        tail = float(ndtr(widen * stdtrit(distinct - 1, 0.025)))
+        low, high = np.quantile(draws, [tail, 1 - tail])
+        beyond = min(np.count_nonzero(draws <= 0), np.count_nonzero(draws >= 0))
+        # One more of each: no number of draws shows that something never happens.
+        share = min((beyond + 1) / (len(draws) + 1), 0.5)
+        p_value = 2 * float(stdtr(distinct - 1, ndtri(share) / widen))
+        error = float(draws.std(ddof=1)) * widen
+        return cls(value, float(low), float(high), error, p_value, distinct, estimator)
+
+    @classmethod
+    def alone(cls, value: float, distinct: int) -> Estimate:
+        """A number of too few items for an interval."""
+        return cls(value, None, None, None, None, distinct, "")
+
+    @property
+    def half(self) -> float | None:
+        """Half the interval's width."""
+        return None if self.low is None or self.high is None else (self.high - self.low) / 2
+
+    @property
+    def detectable(self) -> float | None:
+        """The smallest true value that four of five repetitions would tell from 0."""
+        return None if self.error is None else (CONFIDENCE_95 + POWER_80) * self.error
+
+    @property
+    def needed(self) -> int | None:
+        """About how many independent items would tell a true value of this size from 0 in four of
+        five repetitions; None where it cannot be said.
+        """
+        if not self.detectable or not self.value:
+            return None
+        return math.ceil(self.distinct * (self.detectable / self.value) ** 2)
+
+
+def mean_of(values: np.ndarray, clusters: Sequence[Hashable]) -> Estimate | None:
+    """The mean, with an interval from a bootstrap that draws clusters; None of no values.
 
     Args:
         values: (N,).
-        clusters: the cluster of each value; values of one cluster may depend on each other, so the
-            error is cluster-robust (Liang and Zeger 1986) and `distinct` counts the clusters. None:
-            all values are independent.
+        clusters: the cluster of each value, such as its prompt; values of one cluster may depend on
+            each other.
     """
-    count = len(values)
-    numbers = np.arange(count) if clusters is None else _numbered(clusters)
-    distinct = int(numbers.max()) + 1 if count else 0
-    error = None
-    if distinct > 1:
-        # With the usual correction for few clusters.
-        sums = np.bincount(numbers, values - np.mean(values))
-        error = math.sqrt(distinct / (distinct - 1) * float(sums @ sums)) / count
-    return {
-        "mean": float(np.mean(values)) if count else None,
-        "standard_error": error,
-        "count": count,
-        **({} if clusters is None else {"distinct": distinct}),
-    }
+    if not len(values):
+        return None
+    of_value = numbered(clusters)
+    sums = np.bincount(of_value, values)
+    sizes = np.bincount(of_value)
+    distinct = len(sizes)
+    mean = float(np.mean(values))
+    if distinct < 2:
+        return Estimate.alone(mean, distinct)
+    rng = np.random.default_rng(0)
+    even = np.full(distinct, 1 / distinct)
+    draws = []
+    for _ in range(0, DRAWS, DRAWS_AT_ONCE):
+        # In blocks, since a count for each draw and prompt would fill the memory.
+        times = rng.multinomial(distinct, even, DRAWS_AT_ONCE)
+        draws.append((times @ sums) / (times @ sizes))
+    return Estimate.of_draws(mean, np.concatenate(draws), distinct, BOOTSTRAP)
 
 
-def _numbered(clusters: Sequence[Hashable]) -> np.ndarray:
+def numbered(clusters: Sequence[Hashable]) -> np.ndarray:
     """Each item's cluster as a number, in order of first appearance; (N,)."""
     numbers: dict[Hashable, int] = {}
     return np.array([numbers.setdefault(name, len(numbers)) for name in clusters], np.int64)
 
 
-def compare_with_reference(
-    reference: np.ndarray,
-    sets: Mapping[str, np.ndarray],
-    reference_clusters: Sequence[Hashable],
-    clusters: Sequence[Hashable],
-) -> dict[str, dict[str, dict[str, float]]]:
-    """Fréchet and kernel distances of two matched sets to a reference, and the difference between
-    them, with 95 % intervals.
-
-    Intervals are 1.96 standard errors of a bootstrap that resamples clusters, of the reference and,
-    identically, of both sets. The effects of the reference and of the choice of prompts on both
-    sets therefore cancel in the difference. If a distance is due to chance alone, its interval is
-    up to twice as wide as necessary.
-
-    Args:
-        reference: (M, E) unit embeddings, at least two clusters of them.
-        sets: name → (N, E) unit embeddings; two sets, whose rows correspond to each other.
-        reference_clusters, clusters: the cluster of each row of the reference, and of both sets.
-
-    Returns:
-        `frechet` and `kernel`, each: name of a set, or `difference` (first minus second), → `value`
-        and `half`, the interval's half width.
+def holm(p_values: Mapping[str, float]) -> dict[str, float]:
+    """p-values of several questions asked at once, so that 5 % of all askings raise any false alarm
+    (Holm 1979).
     """
-    (first, one), (second, two) = sets.items()
-    kernels = Kernels(reference, one), Kernels(reference, two)
-
-    def measured(held: np.ndarray | None, drawn: np.ndarray | None) -> list[float]:
-        distances = [frechet_distance(reference, rows, held, drawn) for rows in (one, two)]
-        distances += [kernel.distance(held, drawn) for kernel in kernels]
-        return [
-            *distances[:2],
-            distances[0] - distances[1],
-            *distances[2:],
-            distances[2] - distances[3],
-        ]
-
-    # Two Fréchet distances and their difference, then the same of kernel distances.
-    values = measured(None, None)
-    draws = zip(_bootstrap(reference_clusters, 0), _bootstrap(clusters, 1), strict=True)
-    errors = np.std([measured(held, drawn) for held, drawn in draws], axis=0, ddof=1)
-    distances = []
-    for value, error in zip(values, errors, strict=True):
-        distances.append({"value": value, "half": float(CONFIDENCE_95 * error)})
-    names = (first, second, "difference")
-    return {
-        "frechet": dict(zip(names, distances[:3], strict=True)),
-        "kernel": dict(zip(names, distances[3:], strict=True)),
-    }
-
-
-def _bootstrap(clusters: Sequence[Hashable], seed: int) -> Iterator[np.ndarray]:
-    """How often each item occurs in a bootstrap sample of the clusters; (N,) integers for each
-    replicate.
-    """
-    numbers = _numbered(clusters)
-    total = int(numbers.max()) + 1
-    rng = np.random.default_rng(seed)
-    for _ in range(REPLICATES):
-        drawn = np.bincount(rng.integers(total, size=total), minlength=total)
-        while np.count_nonzero(drawn) < 2:  # a single cluster has no spread
-            drawn = np.bincount(rng.integers(total, size=total), minlength=total)
-        yield drawn[numbers]
-
-
-def frechet_distance(
-    first: np.ndarray,
-    second: np.ndarray,
-    first_counts: np.ndarray | None = None,
-    second_counts: np.ndarray | None = None,
-) -> float:
-    """Fréchet distance of the normal distributions fitted to two sets (Dowson and Landau 1982; the
-    formula of FID, arXiv 1706.08500).
-
-    Biased upwards if there are few samples for the number of dimensions: compare only sets of equal
-    size.
-
-    Args:
-        first, second: (N, E) and (M, E), at least two rows each.
-        first_counts, second_counts: (N,) and (M,) integers, how often each row counts; None: once.
-
-    Returns:
-        |μ₁ - μ₂|² + tr(C₁ + C₂ - 2 (C₁ C₂)^½), at least 0.
-    """
-    first = first.astype(np.float64)
-    second = second.astype(np.float64)
-    one = np.cov(first, rowvar=False, fweights=first_counts)
-    two = np.cov(second, rowvar=False, fweights=second_counts)
-    root = _square_root(np.atleast_2d(one))
-    # Rounding may make an eigenvalue of 0 slightly negative.
-    # tr (C₁ C₂)^½ = tr (C₁^½ C₂ C₁^½)^½, of a symmetric matrix.
-    cross = np.sqrt(np.clip(np.linalg.eigvalsh(root @ np.atleast_2d(two) @ root), 0, None)).sum()
-    apart = np.average(first, 0, first_counts) - np.average(second, 0, second_counts)
-    return max(
-        0.0,
-        float(
-            apart @ apart + np.trace(np.atleast_2d(one)) + np.trace(np.atleast_2d(two)) - 2 * cross
-        ),
-    )
-
-
-def _square_root(symmetric: np.ndarray) -> np.ndarray:
-    values, vectors = np.linalg.eigh(symmetric)
-    root: np.ndarray = (vectors * np.sqrt(np.clip(values, 0, None))) @ vectors.T
-    return root
-
-
-class Kernels:
-    """Gaussian kernels of all pairs of rows, computed once for the distances of many samples of
-    them.
-
-    Args:
-        first, second: (N, E) and (M, E) unit embeddings, at least two rows each.
-    """
-
-    def __init__(self, first: np.ndarray, second: np.ndarray) -> None:
-        first = first.astype(np.float64)
-        second = second.astype(np.float64)
-        self.first = _kernel(first, first)
-        self.second = _kernel(second, second)
-        self.between = _kernel(first, second)
-
-    def distance(
-        self, first_counts: np.ndarray | None = None, second_counts: np.ndarray | None = None
-    ) -> float:
-        """Squared maximum mean discrepancy, times 1000: CMMD's formula (arXiv 2401.09603), but
-        unbiased.
-
-        CMMD itself uses the V-statistic and ViT-L/14-336 embeddings; this is the U-statistic
-        (Gretton et al. 2012, eq. 3) on whatever embeddings it is given, so that its expectation is
-        0 for two sets of one distribution, however small, and it may be negative.
-
-        Args:
-            first_counts, second_counts: (N,) and (M,) integers, how often each row counts; None:
-                once.
-        """
-        one = np.ones(len(self.first)) if first_counts is None else first_counts.astype(np.float64)
-        two = (
-            np.ones(len(self.second)) if second_counts is None else second_counts.astype(np.float64)
-        )
-        between = one @ self.between @ two / (one.sum() * two.sum())
-        within = _within(self.first, one) + _within(self.second, two)
-        return float(MMD_SCALE * (within - 2 * between))
-
-
-def _within(kernel: np.ndarray, counts: np.ndarray) -> float:
-    """The mean over pairs of different rows; a row's kernel with itself is 1."""
-    total = counts.sum()
-    return float((counts @ kernel @ counts - total) / (total * (total - 1)))
-
-
-def _kernel(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    squared = (first**2).sum(1)[:, None] + (second**2).sum(1) - 2 * first @ second.T
-    # The expanded square may round to slightly below 0.
-    similarity: np.ndarray = np.exp(-np.clip(squared, 0, None) / (2 * MMD_SIGMA**2))
-    return similarity
+    adjusted: dict[str, float] = {}
+    largest = 0.0
+    for place, name in enumerate(sorted(p_values, key=lambda one: p_values[one])):
+        # One that is surer than another may not come out as less sure.
+        largest = max(largest, min(1.0, p_values[name] * (len(p_values) - place)))
+        adjusted[name] = largest
+    return adjusted

@@ -23,7 +23,14 @@ SMALL = (
 )
 
 
-OF_IMAGES = {"evaluate.images", "evaluate.accuracy", "evaluate.likeness"}
+OF_IMAGES = {
+    "evaluate.images",
+    "evaluate.embeddings",
+    "evaluate.accuracy",
+    "evaluate.likeness",
+    "evaluate.precision_recall",
+    "evaluate.density_coverage",
+}
 
 
 def changed(*overrides: str) -> set[str]:
@@ -118,9 +125,12 @@ def test_part_of_a_pipeline():
     assert [s.name for s in chosen(demo, "train.64px")] == [
         "train.64px",
         "evaluate.images",
+        "evaluate.embeddings",
         "evaluate.faults",
         "evaluate.accuracy",
+        "evaluate.density_coverage",
         "evaluate.likeness",
+        "evaluate.precision_recall",
     ]
     with pytest.raises(ConfigError, match="encode comes after caption"):
         chosen(demo, "encode", "caption")

@@ -19,7 +19,7 @@ from typer.core import TyperGroup
 from flows.cli import app
 from hdm.errors import ConfigError
 from hdm.pipelines import load_pipeline
-from hdm.scoring.metrics import IMAGES, output_name
+from hdm.scoring.metrics import SEEN, output_name
 from hdm.stages import SCORED_BY
 
 PROJECT = Path(__file__).parents[1]
@@ -29,7 +29,7 @@ FENCE = re.compile(r"^```\w*\n(.*?)^```", re.MULTILINE | re.DOTALL)
 HOLE = "1"  # in place of what is filled in at run time: it is a name, a path and a number
 SECTIONS = "components|download|images|filter|caption|vae|encode|train|evaluate"
 FIELD = re.compile(rf"(?<![\w./-])(?:{SECTIONS})(?:\.[a-z_0-9]+)+(?![\w/])")
-EVALUATION = {IMAGES, *(output_name(module.METRIC) for module in SCORED_BY)}
+EVALUATION = {*SEEN, *(output_name(module.METRIC) for module in SCORED_BY)}
 OUTPUT = re.compile(r"\.(\d+px|measures|tokens|text|features|jsonl|json|npz|pt)$")
 
 

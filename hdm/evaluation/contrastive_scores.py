@@ -2,57 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
-from hdm.evaluation.prompts import HELD_OUT
-from hdm.evaluation.real import RealPictures, embeddings_of, normal_prompt
-from hdm.keys import Key
-from hdm.models.contrastive import Contrastive
-from hdm.scoring.judges import PromptSet
-from hdm.statistics import compare_with_reference, mean_with_error
-from hdm.store import Output
-
-EMBED_AT_ONCE = 64
+from hdm.distances.frechet import can_fit, frechet_replicates
+from hdm.distances.kernel import kernel_distance
+from hdm.evaluation.embeddings import Compared, EmbeddedSet
+from hdm.evaluation.real import normal_prompt
+from hdm.statistics import Estimate, mean_of
 
 
-def embed(model: Callable[[list[Any]], np.ndarray], items: Sequence[Any]) -> np.ndarray:
-    """Unit embeddings (N, E) of pictures or texts, computed in batches."""
-    batches = []
-    for start in range(0, len(items), EMBED_AT_ONCE):
-        # In batches, since a set may hold thousands of pictures.
-        batches.append(model(list(items[start : start + EMBED_AT_ONCE])))
-    return np.concatenate(batches)
-
-
-def clip_scores(
-    prompts: PromptSet, images: np.ndarray, texts: np.ndarray, real: np.ndarray | None
-) -> dict[str, Any]:
+def cosines(rows: EmbeddedSet) -> dict[str, Estimate | None]:
     """Mean cosine similarity of pictures and texts in the contrastive model's space.
-
-    Args:
-        prompts: the set.
-        images, texts: embeddings of its generated images and its prompts.
-        real: embeddings of the real pictures whose captions the prompts are; None if they are not.
 
     Returns:
         `generated`; `exchanged`, the same images with each other's prompts, which is the score of
-        no similarity at all; and `real`. Repeated prompts count once in the errors.
+        no similarity at all; and `real`, of the real pictures whose captions the prompts are, if
+        they are. Repeated prompts count once in the intervals. None where no two prompts differ.
     """
-    groups = list(map(normal_prompt, prompts.texts))
-    scores = {
-        # Embeddings have length 1, so their products are cosines.
-        "generated": mean_with_error((images * texts).sum(1), groups),
-        "exchanged": _exchanged(groups, images, texts),
+    groups = list(map(normal_prompt, rows.prompts))
+    # Embeddings have length 1, so their products are cosines.
+    found = {
+        "generated": mean_of((rows.images * rows.texts).sum(1), groups),
+        "exchanged": _exchanged(groups, rows.images, rows.texts),
     }
-    if real is not None:
-        scores["real"] = mean_with_error((real * texts).sum(1), groups)
-    return scores
+    if rows.real is not None:
+        found["real"] = mean_of((rows.real * rows.texts).sum(1), groups)
+    return found
 
 
-def _exchanged(prompts: Sequence[str], images: np.ndarray, texts: np.ndarray) -> dict[str, Any]:
+def _exchanged(prompts: Sequence[str], images: np.ndarray, texts: np.ndarray) -> Estimate | None:
     """Each image with the next image's prompt, where that differs from its own."""
     scores = []
     groups = []
@@ -62,64 +43,54 @@ def _exchanged(prompts: Sequence[str], images: np.ndarray, texts: np.ndarray) ->
         if prompts[other] != prompt:
             scores.append(images[number] @ texts[other])
             groups.append(prompt)
-    return mean_with_error(np.array(scores), groups)
+    return mean_of(np.array(scores), groups)
 
 
-def distances(
-    measures: Output, real: RealPictures, prompts: PromptSet, images: np.ndarray
-) -> dict[str, Any]:
-    """Distances of generated images, and of the real pictures with the same captions, from real
-    pictures with other captions.
-
-    Args:
-        measures: output `filter.contrastive`, which holds the embeddings of real pictures.
-        real: the pictures.
-        prompts: the captions from which images were generated.
-        images: embeddings of these images.
-
-    Returns:
-        `frechet` and `kernel`, as in `compare_with_reference`, of `generated` and `real`; the
-        number of pictures in each of the three sets, and of captions. {} with fewer than two
-        captions on either side.
+@dataclass(frozen=True)
+class Distances:
+    """The distance of generated images from real pictures of other captions; the floor, which is
+    that of the real pictures of the same captions; and by how much they differ.
     """
-    # A picture's key may occur several times among the prompts; its first image counts.
-    first_image: dict[Key, int] = {}
-    for number, key in enumerate(prompts.keys):
-        first_image.setdefault(key, number)
-    compared = [key for key in real.compared if key in first_image]
-    # As many on both sides: a Fréchet distance depends on the number of pictures.
-    reference = real.reference[: len(compared)]
-    captions = [normal_prompt(real.captions[key]) for key in compared]
-    other_captions = [normal_prompt(real.captions[key]) for key in reference]
-    others = embeddings_of(measures, list(reference))
-    if len(set(captions)) < 2 or len(set(other_captions)) < 2 or not others.size:
-        return {}
-    sets = {
-        "generated": images[[first_image[key] for key in compared]],
-        "real": embeddings_of(measures, compared),
-    }
-    return {
-        **compare_with_reference(others, sets, other_captions, captions),
-        "num_compared": len(compared),
-        "num_captions": len(set(captions)),
-        "embed_size": others.shape[1],
-    }
+
+    generated: Estimate
+    real: Estimate
+    difference: Estimate
+
+    @property
+    def is_mostly_bias(self) -> bool:
+        """Of biased distances: whether the floor is more than half of the distance."""
+        return self.real.value > self.generated.value / 2
 
 
-def likeness(
-    contrastive: Contrastive,
-    measures: Output,
-    sets: Sequence[PromptSet],
-    pictures: Mapping[str, Sequence[np.ndarray]],
-    real: RealPictures,
-) -> dict[str, Any]:
-    """`clip_score` by set, and `distances` for the set of captions of held-out pictures."""
-    scores: dict[str, Any] = {"clip_score": {}, "distances": {}}
-    for prompts in sets:
-        images = embed(contrastive.embed_images, pictures[prompts.name])
-        texts = embed(contrastive.embed_texts, prompts.texts)
-        originals = embeddings_of(measures, list(prompts.keys)) if prompts.keys else None
-        scores["clip_score"][prompts.name] = clip_scores(prompts, images, texts, originals)
-        if prompts.name == HELD_OUT:
-            scores["distances"] = distances(measures, real, prompts, images)
-    return scores
+def comparable(compared: Compared | None) -> bool:
+    """Whether both sides have at least two captions."""
+    if compared is None or not compared.reference.size:
+        return False
+    return min(map(len, map(set, prompts_of(compared)))) > 1
+
+
+def prompts_of(compared: Compared) -> tuple[list[str], list[str]]:
+    """The captions of compared pictures, and of the reference, in one form."""
+    captions = list(map(normal_prompt, compared.captions))
+    return captions, list(map(normal_prompt, compared.reference_captions))
+
+
+def kernel_distances(compared: Compared) -> Distances:
+    """Unbiased kernel distances."""
+    captions, others = prompts_of(compared)
+    sets = ([compared.generated], [compared.real], [compared.generated, compared.real])
+    return Distances(
+        *(kernel_distance(rows, compared.reference, captions, others) for rows in sets)
+    )
+
+
+def frechet_distances(compared: Compared) -> Distances | None:
+    """Fréchet distances; None where there are no more pictures than dimensions."""
+    if not can_fit(compared.generated, compared.reference):
+        return None
+    captions, others = prompts_of(compared)
+    generated, real = (
+        frechet_replicates(rows, compared.reference, captions, others)
+        for rows in (compared.generated, compared.real)
+    )
+    return Distances(generated.estimate(), real.estimate(), (generated - real).estimate())

@@ -5,165 +5,196 @@ contrastive model.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from functools import partial
+from dataclasses import asdict
 from typing import Any
 
-from hdm.errors import InputError, raised_by
-from hdm.evaluation.contrastive_scores import likeness
-from hdm.evaluation.images import Generated, read_generated
+from hdm.evaluation.contrastive_scores import (
+    Distances,
+    comparable,
+    cosines,
+    frechet_distances,
+    kernel_distances,
+)
+from hdm.evaluation.embeddings import Compared, read_embedded
 from hdm.evaluation.settings import Pipeline
-from hdm.models.components import is_named, locate, resolve, weights_digest
-from hdm.models.contrastive import load_contrastive
-from hdm.models.devices import choose_device
-from hdm.scoring.metrics import IMAGES, Measured, Metric, Score, Table, register
-from hdm.statistics import CONFIDENCE_95
+from hdm.scoring.metrics import EMBEDDINGS, Direction, Measured, Metric, Score, Table, register
+from hdm.statistics import Estimate
 from hdm.store import Outputs
 
-VERSION = 1
-EMBEDDINGS = "filter.contrastive"
+VERSION = 2
+KINDS = ("generated", "real", "exchanged")
 CLIP_NOTE = (
-    "Cosines of image and prompt; ± is a 95 % interval of the mean, in which a repeated prompt "
-    "counts once. Exchanged prompts show the score of no similarity at all."
+    "Cosines of image and prompt, with 95 % intervals of the mean from a bootstrap of prompts, of"
+    " which a repeated one counts once. Exchanged prompts show the score of no similarity at all."
 )
 DISTANCES = {
     "frechet": "Fréchet distance",
     "kernel": "Kernel distance (squared MMD, unbiased, × 1000)",
 }
+FLOOR_NOTE = (
+    "“Real” is the floor: as many real pictures, of the same captions, against the same pictures of"
+    " other captions."
+)
+BIAS_NOTE = (
+    "The Fréchet distance is mostly bias: the floor is more than half of it. It says nothing of"
+    " the model until there are more pictures."
+)
+LARGE = 5_000
+"""Fréchet distances of fewer pictures are hardly more than their bias."""
 
 
 def measure(pipeline: Pipeline, outputs: Outputs) -> Measured:
-    """Cosines by set, and distances for the captions of held-out pictures; see
-    `contrastive_scores.likeness`.
-    """
-    generated = read_generated(pipeline, outputs)
-    device = choose_device(pipeline.evaluate.device, "the contrastive model")
-    contrastive = load_contrastive(resolve(pipeline.components), device)
-    results = likeness(
-        contrastive, outputs[EMBEDDINGS], generated.sets, generated.pictures, generated.real
-    )
-    cosines = results["clip_score"]
-    distances = results["distances"]
-    scores = [*_cosines(cosines), *_distances(distances)]
-    tables = [_cosine_table(cosines)]
+    """Cosines by set, and distances for the captions of held-out pictures."""
+    embedded = read_embedded(outputs[EMBEDDINGS])
+    by_set = {name: cosines(rows) for name, rows in embedded.sets.items()}
+    counts = {name: len(rows.prompts) for name, rows in embedded.sets.items()}
+    scores = list(_cosine_scores(by_set, counts))
+    tables = [_cosine_table(by_set, counts)]
     notes = [CLIP_NOTE]
-    if distances:
-        tables.append(_distance_table(distances, generated))
-        notes += [_nearness(distances), _explained(distances, generated)]
-    return Measured(scores, tables, notes, details=results)
+    details: dict[str, Any] = {"clip_score": _plain(by_set), "distances": {}}
+    compared = embedded.compared
+    if compared is not None and comparable(compared):
+        distances = {"frechet": frechet_distances(compared), "kernel": kernel_distances(compared)}
+        scores += _distance_scores(distances, compared)
+        tables.append(_distance_table(distances, compared))
+        notes += _distance_notes(distances, compared)
+        details["distances"] = _described(distances, compared)
+    return Measured(scores, tables, notes, details=details)
 
 
-def _cosines(by_set: Mapping[str, Any]) -> Iterator[Score]:
+def _plain(by_set: Mapping[str, Mapping[str, Estimate | None]]) -> dict[str, Any]:
+    plain: dict[str, Any] = {}
     for name, kinds in by_set.items():
-        for kind, score in (
-            (f"clip_score_{name}", kinds["generated"]),
-            # Only for a set whose prompts are captions of real pictures.
-            ("clip_score_real", kinds.get("real")),
-        ):
-            if score is None or score["mean"] is None:
-                continue
-            error = score["standard_error"]
-            half = None if error is None else CONFIDENCE_95 * error
-            yield _score(kind, score["mean"], half, score["count"], "higher")
+        plain[name] = {kind: found and asdict(found) for kind, found in kinds.items()}
+    return plain
 
 
-def _distances(distances: Mapping[str, Any]) -> Iterator[Score]:
-    for name in DISTANCES if distances else ():
-        for kind, suffix in (("generated", ""), ("real", "_real")):
-            distance = distances[name][kind]
-            value = distance["value"]
-            count = distances["num_compared"]
-            yield _score(f"{name}_distance{suffix}", value, distance["half"], count, "lower")
+def _cosine_scores(
+    by_set: Mapping[str, Mapping[str, Estimate | None]], counts: Mapping[str, int]
+) -> Iterator[Score]:
+    for name, kinds in by_set.items():
+        for score, kind in ((f"clip_score_{name}", "generated"), ("clip_score_real", "real")):
+            # Only a set whose prompts are captions of real pictures has the second.
+            found = kinds.get(kind)
+            if found is not None:
+                yield _score(score, found, counts[name], "higher")
 
 
-def _score(name: str, value: float, half: float | None, count: int, better: Any) -> Score:
-    low = None if half is None else value - half
-    high = None if half is None else value + half
-    return Score(name, value, low, high, count, better, headline=False)
+def _distance_scores(
+    distances: Mapping[str, Distances | None], compared: Compared
+) -> Iterator[Score]:
+    count = len(compared.generated)
+    for name, found in distances.items():
+        if found is not None:
+            yield _score(f"{name}_distance", found.generated, count, "lower")
+            yield _score(f"{name}_distance_real", found.real, count, "lower")
 
 
-def _cosine_table(by_set: Mapping[str, Any]) -> Table:
-    kinds = ("generated", "real", "exchanged")
+def _score(name: str, found: Estimate, count: int, direction: Direction) -> Score:
+    return Score.of_estimate(name, found, count, direction, headline=False)
+
+
+def _cosine_table(
+    by_set: Mapping[str, Mapping[str, Estimate | None]], counts: Mapping[str, int]
+) -> Table:
     columns = ("Cosine", "generated", "real pictures", "exchanged prompts", "images")
     rows = []
-    for name, scores in by_set.items():
-        cells = [_cosine_cell(scores.get(kind)) for kind in kinds]
-        rows.append((name.replace("_", " "), *cells, str(scores["generated"]["count"])))
+    for name, kinds in by_set.items():
+        cells = [_cell(kinds.get(kind), ".3f") for kind in KINDS]
+        rows.append((name.replace("_", " "), *cells, str(counts[name])))
     return Table(columns, rows)
 
 
-def _cosine_cell(score: Mapping[str, Any] | None) -> str:
-    if score is None or score["mean"] is None:
-        return "–"
-    error = score["standard_error"]
-    around = "" if error is None else f" ± {CONFIDENCE_95 * error:.3f}"
-    return f"{score['mean']:.3f}{around}"
-
-
-def _distance_table(distances: Mapping[str, Any], generated: Generated) -> Table:
-    split = generated.real.split.replace("_", "-")
-    title = f"Distance to {distances['num_compared']} {split} pictures of other captions"
+def _distance_table(distances: Mapping[str, Distances | None], compared: Compared) -> Table:
+    split = compared.split.replace("_", "-")
+    title = f"Distance to {len(compared.generated)} {split} pictures of other captions"
     rows = []
     for name, words in DISTANCES.items():
-        cells = [words]
-        for kind in ("generated", "real", "difference"):
-            distance = distances[name][kind]
-            cells.append(f"{distance['value']:.4g} ± {distance['half']:.2g}")
-        rows.append(cells)
+        found = distances[name]
+        if found is None:
+            cells = [_refusal(compared), "–", "–"]
+        else:
+            cells = [
+                _cell(one, ".4g", ".2g") for one in (found.generated, found.real, found.difference)
+            ]
+        rows.append((words, *cells))
     return Table((title, "generated", "real", "generated − real"), rows)
 
 
-def _nearness(distances: Mapping[str, Any]) -> str:
+def _cell(found: Estimate | None, form: str, form_of_half: str = ".3f") -> str:
+    if found is None:
+        return "–"
+    around = "" if found.half is None else f" ± {found.half:{form_of_half}}"
+    return f"{found.value:{form}}{around}"
+
+
+def _refusal(compared: Compared) -> str:
+    return f"needs more than {compared.generated.shape[1]} pictures"
+
+
+def _distance_notes(distances: Mapping[str, Distances | None], compared: Compared) -> Iterator[str]:
+    kernel = distances["kernel"]
+    assert kernel is not None
+    yield _nearness(kernel)
+    yield _explained(compared)
+    yield FLOOR_NOTE
+    frechet = distances["frechet"]
+    if frechet is not None and frechet.is_mostly_bias:
+        yield BIAS_NOTE
+
+
+def _nearness(found: Distances) -> str:
     """A sentence on what the distances mean."""
-    apart = distances["frechet"]["difference"]
-    # A difference within its interval shows nothing either way.
-    if abs(apart["value"]) <= apart["half"]:
+    apart = found.difference
+    # A difference whose interval holds 0 shows nothing either way.
+    if apart.low is None or apart.high is None or apart.low <= 0 <= apart.high:
         verdict = "lie as near, within the interval, as"
-    elif apart["value"] > 0:
+    elif apart.value > 0:
         verdict = "lie farther away than"
     else:
         verdict = "lie nearer, as pictures do that vary less, than"
     return (
         "From real pictures of other captions, generated images "
-        f"{verdict} the real pictures of the same captions (Fréchet distance)."
+        f"{verdict} the real pictures of the same captions (kernel distance)."
     )
 
 
-def _explained(distances: Mapping[str, Any], generated: Generated) -> str:
-    split = generated.real.split.replace("_", "-")
-    shape = ", all of about the generated shape" if generated.real.same_shape else ""
+def _explained(compared: Compared) -> str:
+    split = compared.split.replace("_", "-")
+    shape = ", all of about the generated shape" if compared.same_shape else ""
     return (
-        f"In the {distances['embed_size']} dimensions of the same model. The images are generated"
-        f" from the captions of {distances['num_compared']} {split} pictures"
-        f" ({distances['num_captions']} different captions); the column “real” has these pictures"
+        f"In the {compared.generated.shape[1]} dimensions of the same model. The images are"
+        f" generated from the captions of {len(compared.generated)} {split} pictures"
+        f" ({len(set(compared.captions))} different captions); the column “real” has these pictures"
         f" themselves. Both are compared with as many pictures of other captions{shape}. ± is a 95"
-        " % interval from a bootstrap over captions. Fréchet distances of few pictures are too"
-        " high, in both columns alike; kernel distances are not. These are not FID or CMMD figures"
-        " of other papers, which use other models."
+        " % interval over captions. Fréchet distances of few pictures are too high, in both columns"
+        f" alike; below {LARGE:,} pictures read the kernel distance. These are not FID or CMMD"
+        " figures of other papers, which use other models."
     )
 
 
-def _weights(pipeline: Pipeline) -> dict[str, str]:
-    model = resolve(pipeline.components).need("contrastive")
-    return {"contrastive": weights_digest(model)}
-
-
-def _applies(pipeline: Pipeline) -> bool:
-    return is_named(pipeline.components, "contrastive")
-
-
-def _preflight(pipeline: Pipeline) -> Iterator[InputError]:
-    yield from raised_by(partial(locate, resolve(pipeline.components).need("contrastive")))
+def _described(distances: Mapping[str, Distances | None], compared: Compared) -> dict[str, Any]:
+    described: dict[str, Any] = {
+        "num_compared": len(compared.generated),
+        "num_captions": len(set(compared.captions)),
+        "embed_size": compared.generated.shape[1],
+    }
+    for name, found in distances.items():
+        if found is not None:
+            described[name] = asdict(found)
+    frechet = distances["frechet"]
+    if frechet is not None:
+        described["frechet"]["mostly_bias"] = frechet.is_mostly_bias
+    return described
 
 
 METRIC = Metric(
     "likeness",
-    (IMAGES, EMBEDDINGS, "filter", "caption"),
+    (EMBEDDINGS,),
     lambda pipeline: {"version": VERSION},
     measure,
     title="Likeness to prompts and to real pictures",
     about="By the pipeline's contrastive model.",
-    applies=_applies,
-    weights=_weights,
-    preflight=_preflight,
+    flops=0.0,
 )
 register(METRIC)

@@ -6,12 +6,13 @@ from collections.abc import Iterator
 from functools import partial
 
 from hdm.errors import InputError, raised_by
+from hdm.evaluation import embeddings
 from hdm.evaluation.painting import image_size
 from hdm.evaluation.prompts import check_held_out, check_prompts
 from hdm.evaluation.settings import Pipeline
 from hdm.generation.picture_files import check_sides
 from hdm.models.autoencoder import pipeline_latent_shape
-from hdm.models.components import locate, resolve
+from hdm.models.components import is_named, locate, resolve
 from hdm.models.devices import check_device
 from hdm.scoring import metrics
 from hdm.store import Outputs
@@ -31,6 +32,8 @@ def preflight(pipeline: Pipeline, made: Outputs) -> Iterator[InputError]:
         partial(_text_encoder_is_here, pipeline),
         partial(_size_fits, pipeline),
     )
+    if is_named(pipeline.components, "contrastive"):
+        yield from embeddings.preflight(pipeline)
     for metric in metrics.applying(pipeline):
         yield from metric.preflight(pipeline)
 

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from hdm.errors import InputError
-from hdm.statistics import Share
+from hdm.statistics import WILSON, Estimate, Share
 from hdm.store import Identity, Output, Outputs, Store
 
 Pipeline = Any
@@ -21,9 +21,14 @@ settings lies above this package."""
 
 PREFIX = "evaluate."
 IMAGES = f"{PREFIX}images"
+EMBEDDINGS = f"{PREFIX}embeddings"
+"""Of the images and of real pictures, where the pipeline names a contrastive model."""
+SEEN = (IMAGES, EMBEDDINGS)
+"""Outputs of the evaluation that are no scores themselves."""
 SCHEMA = 2
-AVAILABLE = (IMAGES, "download", "filter.measures", "filter.contrastive", "filter", "caption")
+AVAILABLE = (*SEEN, "download", "filter.measures", "filter.contrastive", "filter", "caption")
 """Outputs that a metric may read."""
+Direction = Literal["higher", "lower"]
 SCORES = "scores.json"
 DETAILS = "details.json"
 
@@ -43,6 +48,7 @@ class Score:
         label: the name shown to people; "": the name.
         group: title above scores of the same kind in the report.
         note: remark beside it in a line of text.
+        estimator: how the interval was found.
     """
 
     name: str
@@ -50,18 +56,33 @@ class Score:
     low: float | None
     high: float | None
     count: int
-    direction: Literal["higher", "lower"]
+    direction: Direction
     is_share: bool = False
     headline: bool = True
     label: str = ""
     group: str = ""
     note: str = ""
+    estimator: str = ""
 
     @classmethod
     def of_share(cls, name: str, share: Share, **more: Any) -> Score:
         """The score of a share that should be high."""
         low, high = share.interval
+        more = {"estimator": WILSON, **more}
         return cls(name, share.value, low, high, share.total, "higher", is_share=True, **more)
+
+    @classmethod
+    def of_estimate(
+        cls, name: str, found: Estimate, count: int, direction: Direction, **more: Any
+    ) -> Score:
+        """The score of an estimate from `count` images; a share's interval ends at 0 and 1."""
+        low = found.low
+        high = found.high
+        if more.get("is_share") and low is not None and high is not None:
+            low = max(0.0, low)
+            high = min(1.0, high)
+        more = {"estimator": found.estimator, **more}
+        return cls(name, found.value, low, high, count, direction, **more)
 
 
 @dataclass(frozen=True)
@@ -145,8 +166,8 @@ def register(metric: Metric) -> None:
     Raises:
         ValueError: the name is taken, or `needs` names an output that metrics cannot read.
     """
-    # `evaluate.images` is what metrics read.
-    if metric.name in METRICS or output_name(metric) == IMAGES:
+    # The names of what metrics read are taken too.
+    if metric.name in METRICS or output_name(metric) in SEEN:
         raise ValueError(f"a metric called {metric.name!r} is registered already")
     # Other outputs, such as training's, are not handed to metrics.
     if unknown := set(metric.needs) - set(AVAILABLE):
@@ -234,7 +255,7 @@ class Finding:
     def sees_images(self) -> bool:
         """Whether it measures generated images, not the data alone."""
         metric = METRICS.get(self.name)
-        return metric is None or IMAGES in metric.needs
+        return metric is None or not set(SEEN).isdisjoint(metric.needs)
 
 
 def read_finding(output: Output) -> Finding:
@@ -248,7 +269,7 @@ def read_finding(output: Output) -> Finding:
 
 def is_measured(name: str) -> bool:
     """Whether an output of this name holds scores."""
-    return name.startswith(PREFIX) and name != IMAGES
+    return name.startswith(PREFIX) and name not in SEEN
 
 
 def scores_of(summaries: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:

@@ -13,11 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hdm.distances.frechet import frechet_distance
 from hdm.models.autoencoder import Autoencoder
 from hdm.models.equivariance import equivariance_errors
 from hdm.pixels import to_image, to_pixels
 from hdm.progress import track
-from hdm.statistics import frechet_distance
 from hdm.vae.squares import middle_square
 
 Features = Callable[[list[np.ndarray]], np.ndarray]

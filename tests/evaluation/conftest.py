@@ -21,7 +21,7 @@ from hdm.curation.outputs import filter_outputs
 from hdm.demo.judge import SceneJudge
 from hdm.demo.site import serve_scenes
 from hdm.models.xut import XUT
-from hdm.scoring.metrics import IMAGES, is_measured
+from hdm.scoring.metrics import EMBEDDINGS, IMAGES, is_measured
 from hdm.stage_work import OutputStep
 from hdm.stages import steps
 from hdm.store import Identity, Output, Store
@@ -56,13 +56,21 @@ class Gallery:
 
     def measure(self, metric: str) -> Output:
         """What one metric says of them."""
-        return self._make(f"evaluate.{metric}", {**self.inputs, IMAGES: self.generate()})
+        return self._make(f"evaluate.{metric}", self.seen())
+
+    def seen(self) -> dict[str, Output]:
+        """Everything that metrics may read."""
+        made = {**self.inputs, IMAGES: self.generate()}
+        if any(step.name == EMBEDDINGS for step in steps(self.pipeline)):
+            made[EMBEDDINGS] = self._make(EMBEDDINGS, made)
+        return made
 
     def evaluate(self) -> list[Output]:
         """The images, and what every metric says of them."""
-        made = {**self.inputs, IMAGES: self.generate()}
+        made = self.seen()
+        seen = [output for name, output in made.items() if name not in self.inputs]
         names = [step.name for step in steps(self.pipeline) if is_measured(step.name)]
-        return [made[IMAGES], *(self._make(name, made) for name in names)]
+        return [*seen, *(self._make(name, made) for name in names)]
 
     def _step(self, name: str) -> OutputStep[Pipeline]:
         return next(step for step in steps(self.pipeline) if step.name == name)

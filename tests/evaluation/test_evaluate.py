@@ -11,16 +11,21 @@ from PIL.PngImagePlugin import PngImageFile
 
 from hdm.data.shards import ImageReader
 from hdm.data.tables import read_tables
+from hdm.distances.frechet import frechet_distance
+from hdm.distances.kernel import kernel_distance
+from hdm.distances.neighbours import density_and_coverage, precision_and_recall
 from hdm.errors import InputError
+from hdm.evaluation import density_coverage, neighbourhoods, precision_recall
 from hdm.evaluation.accuracy import accuracy
-from hdm.evaluation.contrastive_scores import distances
+from hdm.evaluation.contrastive_scores import comparable, frechet_distances, kernel_distances
+from hdm.evaluation.embeddings import Embedded, read_embedded, select
 from hdm.evaluation.real import embeddings_of, read_real
 from hdm.models.components import resolve
 from hdm.models.contrastive import load_contrastive
 from hdm.pictures.reading import decode
 from hdm.scoring.judges import PromptSet
 from hdm.scoring.metrics import read_finding
-from hdm.statistics import Kernels, Share, frechet_distance
+from hdm.statistics import Share
 from hdm.store import MANIFEST
 
 
@@ -176,8 +181,8 @@ def test_clip_scores_and_distances_are_those_of_the_pictures(gallery, output, li
     pictures = contrastive.embed_images(real_pictures(gallery, held))
     scores = metrics["clip_score"]["held_out"]
     assert len(images) == len(held)
-    assert scores["generated"]["mean"] == pytest.approx((images * texts).sum(1).mean(), abs=1e-4)
-    assert scores["real"]["mean"] == pytest.approx((pictures * texts).sum(1).mean(), abs=1e-3)
+    assert scores["generated"]["value"] == pytest.approx((images * texts).sum(1).mean(), abs=1e-4)
+    assert scores["real"]["value"] == pytest.approx((pictures * texts).sum(1).mean(), abs=1e-3)
 
     # Images of some captions, and the pictures of these captions, from as many pictures of others.
     assert len(compared) == len(reference) > 2
@@ -186,44 +191,113 @@ def test_clip_scores_and_distances_are_those_of_the_pictures(gallery, output, li
     same, count = contrastive.embed_images(real_pictures(gallery, compared)), len(compared)
     found = metrics["distances"]
     assert found["num_compared"] == count
-    measures = {"frechet": frechet_distance, "kernel": lambda *sets: Kernels(*sets).distance()}
-    for name, distance in measures.items():
-        for kind, rows in (("generated", images[:count]), ("real", same)):
-            wanted = distance(others, rows)
-            assert found[name][kind]["value"] == pytest.approx(wanted, rel=0.01, abs=1e-3)
+    asked, others_asked = [captions[key] for key in compared], [captions[key] for key in reference]
+    for kind, rows in (("generated", images[:count]), ("real", same)):
+        wanted = kernel_distance([rows], others, asked, others_asked)
+        assert found["kernel"][kind]["value"] == pytest.approx(wanted.value, rel=0.01, abs=1e-3)
     # A model that has learnt nothing is farther from real pictures than these are from each other.
-    assert likeness_of.scores["clip_score_held_out"].value == scores["generated"]["mean"]
-    assert likeness_of.scores["clip_score_real"].value == scores["real"]["mean"]
-    for name in measures:
-        for kind, suffix in (("generated", ""), ("real", "_real")):
-            score, told = likeness_of.scores[f"{name}_distance{suffix}"], found[name][kind]
-            assert score.value == told["value"]
-            assert score.high - score.low == pytest.approx(2 * told["half"])
-    difference = found["kernel"]["difference"]
-    assert difference["value"] > difference["half"] > 0
+    assert likeness_of.scores["clip_score_held_out"].value == scores["generated"]["value"]
+    assert likeness_of.scores["clip_score_real"].value == scores["real"]["value"]
+    for kind, suffix in (("generated", ""), ("real", "_real")):
+        score, told = likeness_of.scores[f"kernel_distance{suffix}"], found["kernel"][kind]
+        assert (score.value, score.low, score.high) == (told["value"], told["low"], told["high"])
+        assert (score.count, score.direction) == (count, "lower")
+        assert score.estimator == told["estimator"] != ""
+    assert found["kernel"]["difference"]["low"] > 0
+    # There are fewer pictures than dimensions: a Fréchet distance would say nothing.
+    assert count <= found["embed_size"]
+    assert "frechet" not in found
+    assert "frechet_distance" not in likeness_of.scores
+    assert f"needs more than {found['embed_size']} pictures" in likeness_of.tables[1]["rows"][0]
 
 
 def test_copies_of_the_very_pictures_are_no_nearer_than_these(gallery):
     """What a model that knows its pictures by heart would score: what real ones do, and not a
     seventh of it.
     """
+    found = kernel_distances(by_heart(gallery))
+    assert found.generated == found.real
+    assert (found.difference.value, found.difference.error) == (0, 0)
+    assert found.real.error
+
+
+def by_heart(gallery):
+    """What is compared, if the generated images were the real pictures themselves."""
     real, measures = read_real(gallery.inputs, 1.0, 70), gallery.inputs["filter.contrastive"]
     keys = tuple(real.captions)
     prompts = PromptSet("held_out", tuple(real.captions.values()), keys=keys)
-    found = distances(measures, real, prompts, embeddings_of(measures, list(keys)))
-    for name in ("frechet", "kernel"):
-        assert found[name]["generated"] == found[name]["real"]
-        assert found[name]["difference"] == {"value": 0, "half": 0}
-        assert found[name]["real"]["half"] > 0
+    return select(measures, real, prompts, embeddings_of(measures, list(keys)))
+
+
+def test_a_frechet_distance_stands_beside_its_floor_where_there_are_enough_pictures(gallery):
+    compared = by_heart(gallery)
+    rng = np.random.default_rng(0)
+    # In few enough dimensions, with images that are far off, or as near as real pictures are.
+    few = {name: rng.normal(size=(80, 8)) for name in ("real", "reference")}
+    asked = {"captions": list(map(str, range(80))), "reference_captions": list("ab" * 40)}
+    near = replace(compared, **few, **asked, generated=few["real"] + rng.normal(0, 0.1, (80, 8)))
+    far = replace(near, generated=5 + rng.normal(size=(80, 8)))
+    of_near, of_far = frechet_distances(near), frechet_distances(far)
+    assert of_near is not None
+    assert of_far is not None
+    assert of_near.is_mostly_bias
+    assert not of_far.is_mostly_bias
+    assert of_far.real == of_near.real
+    assert of_far.generated.value == pytest.approx(frechet_distance(far.generated, far.reference))
+    few = replace(
+        near, **{name: rows[:8] for name, rows in few.items()}, generated=rng.normal(size=(8, 8))
+    )
+    assert frechet_distances(few) is None
+
+
+@pytest.mark.parametrize(
+    ("metric", "numbers", "k"),
+    [(precision_recall, precision_and_recall, 3), (density_coverage, density_and_coverage, 5)],
+)
+def test_images_and_real_pictures_are_measured_against_the_same_reference(
+    gallery, monkeypatch, metric, numbers, k
+):
+    found = read_finding(gallery.measure(metric.METRIC.name))
+    assert not found.scores
+    assert found.notes == ["Too few pictures: this needs 31 different captions on either side."]
+
+    rng = np.random.default_rng(0)
+    sides = {name: rng.normal(size=(60, 8)) for name in ("generated", "real", "reference")}
+    asked = list(map(str, range(60)))
+    enough = replace(by_heart(gallery), **sides, captions=asked, reference_captions=asked)
+    monkeypatch.setattr(neighbourhoods, "read_embedded", lambda _: Embedded({}, enough))
+    scores = metric.measure(gallery.pipeline, gallery.seen()).scores
+    told = {score.name: score for score in scores}
+    assert len(told) == 4
+    for suffix, rows in (("", enough.generated), ("_real", enough.real)):
+        for name, wanted in numbers(rows, enough.reference, asked, asked, k).items():
+            score = told[f"{name}{suffix}"]
+            assert score.value == wanted.value
+            assert (score.count, score.direction) == (60, "higher")
+            assert score.low < score.value <= score.high
+            assert not score.is_share or score.high <= 1
+
+
+def test_what_is_compared_is_in_the_embeddings(gallery):
+    embedded = read_embedded(gallery.seen()["evaluate.embeddings"])
+    wanted = by_heart(gallery)
+    assert embedded.compared is not None
+    assert np.array_equal(embedded.compared.reference, wanted.reference)
+    assert np.array_equal(embedded.compared.real, wanted.real)
+    assert list(embedded.compared.captions) == list(wanted.captions)
+    assert {name: len(rows.prompts) for name, rows in embedded.sets.items()} == {
+        "one_object": 70,
+        "free_wordings": 23,
+        "two_objects": 17,
+        "held_out": len(read_real(gallery.inputs, 1.0, 70).captions),
+    }
 
 
 def test_pictures_of_one_caption_are_not_compared(gallery):
-    real = read_real(gallery.inputs, 1.0, 70)
-    keys = real.compared
-    alone = replace(real, captions=dict.fromkeys(keys, "a picture"), reference=(), compared=())
-    prompts = PromptSet("held_out", ("a picture",) * len(keys), keys=keys)
-    measures = gallery.inputs["filter.contrastive"]
-    assert distances(measures, alone, prompts, embeddings_of(measures, list(keys))) == {}
+    compared = by_heart(gallery)
+    assert comparable(compared)
+    assert not comparable(replace(compared, captions=["a picture"] * len(compared.captions)))
+    assert not comparable(None)
 
 
 def test_an_interrupted_evaluation_ends_in_the_same_bytes(gallery, output, tmp_path):

@@ -119,8 +119,8 @@ def identified(
 def test_one_file_adds_a_metric_to_report_and_json_and_generates_nothing(
     gallery: Gallery, tmp_path: Path
 ) -> None:
-    generated, *measured = gallery.evaluate()
-    outputs = {**gallery.inputs, **{one.name: one for one in (generated, *measured)}}
+    generated, *others = gallery.evaluate()
+    outputs = {**gallery.inputs, **{one.name: one for one in (generated, *others)}}
     images = identified(gallery, step_of(gallery, "evaluate.images"), outputs).digest
     assert images == generated.digest
     written = {path: path.stat().st_mtime_ns for path in generated.paths(".tar")}

@@ -7,8 +7,8 @@ import pytest
 import torch
 from scipy.ndimage import gaussian_filter
 
+from hdm.distances.frechet import frechet_distance
 from hdm.models.autoencoder import of_model
-from hdm.statistics import frechet_distance
 from hdm.vae.reconstruction import measure_quality, psnr, ssim
 from tests.vae.conftest import every_class
 
