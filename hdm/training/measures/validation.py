@@ -20,7 +20,7 @@ from hdm.training.objective import Objective
 from hdm.training.prefetcher import VALIDATION, generator
 from hdm.training.process.ranks import Ranks
 
-NUM_IMAGES = 256
+NUM_IMAGES = 256  # so that the loss of one step compares with that of another
 BATCH_SIZE = 64
 TIME_BINS = 5  # looked at in their middles: 0.1, 0.3, 0.5, 0.7, 0.9
 
@@ -62,7 +62,9 @@ class Measurement:
     ranks: Ranks
     seed: int
 
-    def losses(self, model: nn.Module, loader: Loader) -> Losses | None:
+    def losses(
+        self, model: nn.Module, loader: Loader, num_images: int = NUM_IMAGES
+    ) -> Losses | None:
         """Of a model in evaluation mode; None if a signal cut it short."""
         return measure(
             model,
@@ -72,6 +74,7 @@ class Measurement:
             self.ranks.accelerator.autocast,
             self.seed,
             self.ranks.interrupted,
+            num_images,
         )
 
 
@@ -84,22 +87,24 @@ def measure(
     autocast: Callable[[], AbstractContextManager[Any]],
     seed: int,
     cut_short: Callable[[], bool],
+    num_images: int = NUM_IMAGES,
 ) -> Losses | None:
     """The losses of a model.
 
     Args:
         model: in evaluation mode, on the conditioning's device.
-        loader: of a split, without dropout; up to 256 of its pictures are looked at.
+        loader: of a split, without dropout; the first `num_images` of its pictures are looked at.
         conditioning: of its captions.
         objective: what the model predicts; every time counts the same, whatever its weights.
         autocast: the context of a forward pass.
         seed: of the noise.
         cut_short: asked before each batch whether to give up.
+        num_images: at most so many pictures.
 
     Returns:
         The losses; None if it was cut short.
     """
-    count = min(len(loader), NUM_IMAGES)
+    count = min(len(loader), num_images)
     sums = torch.zeros(TIME_BINS, dtype=torch.float64)
     of_nothing = 0.0
     for start in range(0, count, loader.batch_size):
