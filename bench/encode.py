@@ -57,6 +57,8 @@ Rows:
   resolutions  time of the stage at several resolutions from one decoding, over that of one
                resolution after the other, with an autoencoder that takes next to no time (the
                average of 8 × 8 pixels): the most that it can gain
+  layout       CPU time of the autoencoder, encoding and decoding, with weights channels last as it
+               is loaded, over the same with weights channels first
 
 Pictures are copies of the photographs under other keys, as many of each as fill whole batches.
 
@@ -67,7 +69,8 @@ Examples:
 PX, PATCH = 256, 2
 RESOLUTIONS = (256, 512, 768, 1024)
 DATA = Path(__file__).resolve().parents[2] / "shared/data"
-NAMES = ("stage", "busy", "decode", "resolutions")
+NAMES = ("stage", "busy", "decode", "resolutions", "layout")
+DEMO = Path(__file__).resolve().parents[1] / "hdm/demo/components/autoencoder"
 
 
 class World:
@@ -252,6 +255,29 @@ def resolutions(world: World, rounds: int) -> None:
     print(f"| resolutions | {row} | {ratio:.2f} | | | {note} |")
 
 
+def layout(world: World, rounds: int) -> None:
+    """The autoencoders as they are loaded, against weights channels first."""
+    for folder, px in ((DEMO, 64), (world.autoencoder_folder, PX)):
+        loaded = load_autoencoder(str(folder))
+        other = load_autoencoder(str(folder))
+        other.model.to(memory_format=torch.contiguous_format)
+        picture = torch.rand(4, 3, px, px, generator=torch.Generator().manual_seed(0)) * 2 - 1
+        latent = loaded.encode(picture)
+        ratios = dict[str, list[float]](encode=[], decode=[])
+        for _ in range(rounds + 1):
+            for name, given in (("encode", picture), ("decode", latent)):
+                spent = []
+                for autoencoder in (loaded, other):
+                    begun = time.process_time()
+                    getattr(autoencoder, name)(given)
+                    spent.append(time.process_time() - begun)
+                ratios[name].append(spent[0] / spent[1])
+        for name, found in ratios.items():
+            # The first round also plans the convolutions.
+            ratio = statistics.median(found[1:])
+            print(f"| layout | {name}, {folder.name}, {px} px | {ratio:.2f} | | | |")
+
+
 def main() -> None:
     parser = parser_of(__doc__, EXPLANATION)
     parser.add_argument(
@@ -282,6 +308,8 @@ def main() -> None:
             print(f"| decode | decoding and resizing alone | {each:.1f} ms | | | a picture |")
         if "resolutions" in names:
             resolutions(world, given.rounds)
+        if "layout" in names:
+            layout(world, given.rounds)
 
 
 if __name__ == "__main__":

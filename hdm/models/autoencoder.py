@@ -118,7 +118,7 @@ class Autoencoder:
 
         def whole(part: Tensor) -> Tensor:
             decoded: Tensor = self.model.decode(part).sample
-            return decoded
+            return decoded.contiguous()
 
         raw = raw.to(self.device, torch.float32)
         if tile_px is None:
@@ -230,7 +230,7 @@ def raw_latent(encoded: Any, generator: torch.Generator | None) -> Tensor:
         latent: Tensor = posterior.mode() if generator is None else posterior.sample(generator)
     else:
         latent = encoded.latent if hasattr(encoded, "latent") else encoded.latents
-    return latent
+    return latent.contiguous()  # files and losses expect rows of pixels
 
 
 def load_autoencoder(reference: str, device: str = "cpu") -> Autoencoder:
@@ -249,7 +249,12 @@ def load_autoencoder(reference: str, device: str = "cpu") -> Autoencoder:
     # What the file says, not what diffusers fills in: a scale of 0.18 where there is none.
     known = {"latent_channels": model.config.latent_channels, **_of_batch_norm(model), **config}
     shift, scale = _statistics({**known, **published_statistics(reference, known)}, folder)
-    return Autoencoder(model.to(device).eval().requires_grad_(False), shift, scale, device)
+    model = model.to(device).eval().requires_grad_(False)
+    if torch.device(device).type == "cpu":
+        # oneDNN computes convolutions of this layout in 0.7 to 1.0 of the time
+        # (bench/RESULTS.md). Pictures and latents follow the weights' layout by themselves.
+        model = model.to(memory_format=torch.channels_last)
+    return Autoencoder(model, shift, scale, device)
 
 
 def _is_published(folder: Path) -> bool:
