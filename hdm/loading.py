@@ -4,7 +4,7 @@ weights file.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from hdm.child import forget_launchers
 from hdm.errors import InputError
 from hdm.generation.conditioning import Conditioning
 from hdm.generation.text_to_image import TextToImage
-from hdm.model_files.opening import open_model
+from hdm.model_files.opening import Addition, open_model
 from hdm.model_files.stored import StoredModel
 from hdm.models.autoencoder import load_autoencoder
 from hdm.models.components import (
@@ -52,7 +52,12 @@ class Loaded:
     resolution: int | None
 
 
-def load(path: Path, components: Components, device: torch.device) -> Loaded:
+def load(
+    path: Path,
+    components: Components,
+    device: torch.device,
+    adapters: Sequence[Addition] = (),
+) -> Loaded:
     """Load what makes pictures.
 
     Args:
@@ -62,6 +67,7 @@ def load(path: Path, components: Components, device: torch.device) -> Loaded:
             training wrote names its own, where it can, and takes only those that it was trained
             with.
         device: where it will run.
+        adapters: merged into the denoiser.
 
     Raises:
         InputError: nothing of that kind is there, components are not to be had, or parts do not fit
@@ -78,10 +84,11 @@ def load(path: Path, components: Components, device: torch.device) -> Loaded:
         reference = getattr(resolved, name)
         if reference is not None:
             named[name] = reference
-    model = open_model(path)
+    model = open_model(path, adapters=adapters)
+    outputs = [path, *(addition.path for addition in adapters)]
+    with in_use([output for output in outputs if (output / MANIFEST).exists()]):
+        pass  # marks the outputs as used, so that `hdm gc` keeps them
     if model.kind == "trained":
-        with in_use([path] if (path / MANIFEST).exists() else []):
-            pass  # marks the output as used, so that `hdm gc` keeps it
         return _trained(path, model, named, device)
     if model.kind == "diffusers":
         return _diffusers_folder(path, model, named, device)

@@ -22,7 +22,8 @@ from hdm.evaluation.settings import Pipeline
 from hdm.generation.conditioning import Conditioning
 from hdm.generation.picture_files import named, png, sheet
 from hdm.generation.text_to_image import TextToImage
-from hdm.model_files.opening import open_model
+from hdm.model_files.opening import Addition, open_model
+from hdm.model_files.stored import StoredModel
 from hdm.models.autoencoder import load_autoencoder
 from hdm.models.components import resolve
 from hdm.models.devices import Batches, choose_device, stage_batches
@@ -76,10 +77,19 @@ class Painter:
         device = torch.device(choose_device(self.settings.device, "generating images"))
         max_tokens = self.pipeline.train.phases[-1].max_tokens or self.pipeline.encode.max_tokens
         return TextToImage(
-            open_model(self.trained.path).denoiser().to(device).eval().requires_grad_(False),
+            self._stored().denoiser().to(device).eval().requires_grad_(False),
             Conditioning(self.components.need("text_encoder"), device, torch.float32, max_tokens),
             load_autoencoder(self.autoencoder, str(device)),
         )
+
+    def _stored(self) -> StoredModel:
+        training = self.pipeline.train
+        start = training.start
+        # An adapter whose base is the work of no training: the settings alone say where that lies.
+        if len(training.phases) == 1 and training.phases[0].adapter and start and start.weights:
+            base = Path(start.weights).expanduser()
+            return open_model(base, adapters=[Addition(self.trained.path)])
+        return open_model(self.trained.path)
 
     def paint(self, prompts: Sequence[str], seeds: Sequence[int]) -> list[np.ndarray]:
         """One picture (height, width, 3) uint8 for each prompt. Texts are padded to the longest of

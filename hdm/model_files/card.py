@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,19 @@ MAX_TOKENS: int = EncodeSettings.model_fields["max_tokens"].default
 
 
 @dataclass(frozen=True)
+class BaseCard:
+    """The model that an adapter was trained on.
+
+    Args:
+        digest: of its tensors, as `model_digest` has it.
+        output: of the training that made it, as train.64px/DIGEST; None: weights from elsewhere.
+    """
+
+    digest: str
+    output: str | None = None
+
+
+@dataclass(frozen=True)
 class ModelCard:
     """What is known of a denoiser. A bare weights file says its configuration alone.
 
@@ -33,6 +46,7 @@ class ModelCard:
             `weights_digest` has it, by component.
         component_names: of those that have a name on every machine.
         ema_length: σ_rel of the average, where `hdm ema` chose it.
+        base: of an adapter; None: the files hold a whole model.
     """
 
     config: XUTConfig
@@ -41,11 +55,13 @@ class ModelCard:
     components: Mapping[str, str] = field(default_factory=dict)
     component_names: Mapping[str, str] = field(default_factory=dict)
     ema_length: float | None = None
+    base: BaseCard | None = None
 
     def write(self, folder: Path) -> None:
         """Write `model.json`, as `read_card` reads it."""
-        # Only cards that `hdm ema` writes have the field, so cards of training keep their bytes.
+        # Cards of whole models as training wrote them have neither field, so they keep their bytes.
         length = {} if self.ema_length is None else {"ema_length": self.ema_length}
+        base = {} if self.base is None else {"base": asdict(self.base)}
         values = {
             "xut": self.config.to_dict(),
             "resolution": self.resolution,
@@ -53,7 +69,7 @@ class ModelCard:
             "components": dict(self.components),
             "component_names": dict(self.component_names),
         }
-        write_json(folder / CARD, values | length)
+        write_json(folder / CARD, values | length | base)
 
 
 class _Written(TypedDict, total=False):
@@ -65,6 +81,7 @@ class _Written(TypedDict, total=False):
     components: dict[str, str]
     component_names: dict[str, str]
     ema_length: float | None
+    base: BaseCard
 
 
 def read_card(folder: Path, do: str = "train again, or name another folder") -> ModelCard:
@@ -116,4 +133,5 @@ def _card(written: _Written, config: XUTConfig) -> ModelCard:
         written.get("components", {}),
         written.get("component_names", {}),
         written.get("ema_length"),
+        written.get("base"),
     )

@@ -5,6 +5,10 @@ WEIGHTS = "weights.safetensors"
 EMA = "ema.safetensors"
 CARD = "model.json"
 
+# As a training phase of an adapter writes them, and peft too.
+ADAPTER = "adapter_model.safetensors"
+ADAPTER_CONFIG = "adapter_config.json"
+
 # As diffusers does.
 MODEL_INDEX = "model_index.json"
 TRANSFORMER = "transformer"

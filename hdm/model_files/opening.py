@@ -2,17 +2,39 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
 from hdm.architecture import XUTConfig
+from hdm.model_files.adapter import adapted, read_adapter
 from hdm.model_files.readers import reader_of
 from hdm.model_files.stored import StoredModel
 from hdm.models.components import weights_digest
 
+log = logging.getLogger(__name__)
+
+
+class Addition(NamedTuple):
+    """An adapter to merge into a model.
+
+    Args:
+        path: what `read_adapter` reads.
+        scale: 1: as trained.
+    """
+
+    path: Path
+    scale: float = 1.0
+
 
 def open_model(
-    path: Path | str, *, average: bool | None = None, infer: bool = False
+    path: Path | str,
+    *,
+    average: bool | None = None,
+    infer: bool = False,
+    adapters: Sequence[Addition] = (),
 ) -> StoredModel:
     """Read a denoiser's weights and card.
 
@@ -23,14 +45,24 @@ def open_model(
             average of what training wrote, and a checkpoint's own weights.
         infer: infer the configuration from the shapes, as a published model's, where a
             safetensors file does not say it. A checkpoint's is always inferred.
+        adapters: merged into it, one after the other.
 
     Raises:
-        InputError: there is nothing of the kind, tensors do not fit their configuration, or there
-            are no weights to choose between.
+        InputError: there is nothing of the kind, tensors do not fit their configuration, there are
+            no weights to choose between, or an adapter is for another base.
         DamagedError: a file is cut off or garbled.
     """
     path = Path(path)
-    return reader_of(path).read(path, average, infer)
+    model = reader_of(path).read(path, average, infer)
+    for addition in adapters:
+        adapter = read_adapter(addition.path)
+        if adapter.base not in (None, model_digest(path)):
+            log.warning(
+                "%s was trained on other weights than %s; it fits their sizes, and is used",
+                *(addition.path, path),
+            )
+        model = adapted(model, adapter, addition.scale)
+    return model
 
 
 def model_digest(path: Path) -> str:

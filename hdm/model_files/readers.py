@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
 from hdm.architecture import XUTConfig
 from hdm.errors import InputError
+from hdm.model_files.adapter import adapted, read_adapter
 from hdm.model_files.card import ModelCard, card_of, read_card
-from hdm.model_files.file_names import CARD, EMA, MODEL_INDEX, TENSORS, TRANSFORMER, WEIGHTS
+from hdm.model_files.file_names import (
+    ADAPTER,
+    CARD,
+    EMA,
+    MODEL_INDEX,
+    TENSORS,
+    TRANSFORMER,
+    WEIGHTS,
+)
 from hdm.model_files.lightning import read_checkpoint
 from hdm.model_files.stored import StoredModel
 from hdm.model_files.tensors import read_tensors
@@ -49,6 +59,40 @@ class Trained:
         # The average is what validation and the next phase use.
         name = WEIGHTS if average is False else EMA
         return StoredModel(_fitting(path / name, card.config), card, "trained")
+
+
+class TrainedAdapter:
+    """The folder that a training phase of an adapter writes: read with its base, into which it is
+    merged.
+    """
+
+    def recognises(self, path: Path) -> bool:
+        return (path / ADAPTER).is_file() and (path / CARD).is_file()
+
+    def tensors_file(self, path: Path) -> Path:
+        # Its metadata names the base.
+        return path / ADAPTER
+
+    def read(self, path: Path, average: bool | None, infer: bool) -> StoredModel:
+        _check_no_choice(path, average)
+        card = read_card(path)
+        base = Trained().read(_base_of(path, card), None, infer)
+        return replace(adapted(base, read_adapter(path)), card=card)
+
+
+def _base_of(path: Path, card: ModelCard) -> Path:
+    """The folder of an adapter's base, in the store where the adapter is."""
+    # STORE/train.64px/DIGEST: the store is two levels up.
+    store = path.resolve().parents[1]
+    if card.base is not None and card.base.output is not None:
+        folder = store / card.base.output
+        if (folder / CARD).is_file():
+            return folder
+    raise InputError(
+        "the model that this adapter was trained on is not in the store beside it",
+        where=path,
+        do=f"name both: --weights MODEL --lora {path}",
+    )
 
 
 class DiffusersFolder:
@@ -112,7 +156,13 @@ class WeightsFile:
         return StoredModel(weights, ModelCard(weights.config), "file")
 
 
-READERS: tuple[Reader, ...] = (Trained(), DiffusersFolder(), Checkpoint(), WeightsFile())
+READERS: tuple[Reader, ...] = (
+    TrainedAdapter(),
+    Trained(),
+    DiffusersFolder(),
+    Checkpoint(),
+    WeightsFile(),
+)
 """The first that recognises a path reads it."""
 
 

@@ -58,18 +58,23 @@ def drop_updates(model: Denoiser, rate: float) -> None:
         block.dropout = rate
 
 
-def recompute_activations(model: Denoiser, share: float) -> None:
+def recompute_activations(model: Denoiser, share: float, *, draws: bool = False) -> None:
     """For `share` of the blocks (`recomputed_blocks`), keep only the inputs, and run the blocks
     again in the backward pass.
 
     Call it after `compile_blocks`, so that the compiled code runs twice.
+
+    Args:
+        model: the denoiser.
+        share: of its blocks.
+        draws: whether something in the blocks draws random numbers, beside their own dropout.
     """
     blocks = list(model.blocks())
     for number in recomputed_blocks(len(blocks), share):
         block = blocks[number]
         # What is dropped has to be dropped again; where nothing is drawn, no generator's state has
         # to be kept.
-        drawn = block.dropout > 0
+        drawn = draws or block.dropout > 0
         block.forward = partial(
             checkpoint, block.forward, use_reentrant=False, preserve_rng_state=drawn
         )

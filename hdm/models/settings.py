@@ -1,10 +1,17 @@
-"""The choice of a pipeline's models."""
+"""The choice of a pipeline's models, and of what is trained of one."""
 
 from __future__ import annotations
 
-from typing import Literal, Protocol
+from typing import Annotated, Literal, Protocol
 
+from pydantic import Field, model_validator
+
+from hdm import values
 from hdm.settings import Settings
+from hdm.values import Within
+
+Rank = Annotated[int, Within(1, 65_536)]
+"""The number of columns of an adapter's matrices."""
 
 
 class Components(Settings):
@@ -60,3 +67,50 @@ class WithAutoencoder(WithComponents, Protocol):
         """Latent channels of the autoencoder that it trains from new weights; None: it uses the one
         that it names.
         """
+
+
+class AdapterSettings(Settings):
+    """An adapter: a few weights beside some of a model's layers. They alone are trained."""
+
+    method: Literal["lora", "dora", "loha", "lokr", "ia3"] = "lora"
+    """lora: arXiv 2106.09685; dora: 2402.09353; loha: 2108.06098; lokr: 2309.14859; ia3:
+    2205.05638, one factor for each feature that a layer gives.
+    """
+    rank: Rank = 16
+    """Lowered to a layer's smaller side where that is less."""
+    alpha: values.PositiveWeight | None = None
+    """What a layer's adapter adds is scaled by alpha / rank; None: by 1."""
+    rslora: bool = False
+    """Scale by alpha / √rank instead (arXiv 2312.03732). Of lora and dora."""
+    targets: tuple[str, ...] | None = None
+    """Layers by name, or by the end of it after a dot; * stands for anything: [attn.qkv,
+    "backbone.*.w3"]. None: every linear layer of the blocks.
+    """
+    rank_pattern: dict[str, Rank] = Field({})
+    """Ranks of layers named as in `targets`; the first that fits counts."""
+    alpha_pattern: dict[str, values.PositiveWeight] = Field({})
+    """Alphas of layers, likewise."""
+    dropout: values.Rate = 0.0
+    """In training: share of a layer's inputs that lora and dora do not see; of the rows that loha
+    and lokr add.
+    """
+
+    @model_validator(mode="after")
+    def _method_has_them(self) -> AdapterSettings:
+        strange: tuple[str, ...] = ()
+        if self.method == "ia3":
+            strange = ("rank", "alpha", "rslora", "rank_pattern", "alpha_pattern", "dropout")
+        elif self.method in ("loha", "lokr"):
+            strange = ("rslora",)
+        # By value: a pipeline that was written down and read again sets every field.
+        fields = type(self).model_fields
+        given = [name for name in strange if getattr(self, name) != fields[name].default]
+        if given:
+            raise ValueError(f"the method {self.method} has no {', '.join(given)}")
+        return self
+
+    @property
+    def draws(self) -> bool:
+        """Whether a forward pass in training draws random numbers."""
+        # peft's LoHa and LoKr draw one for each layer even where nothing is dropped.
+        return self.dropout > 0 or self.method in ("loha", "lokr")

@@ -4,6 +4,7 @@ fit each other.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -17,29 +18,36 @@ from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 
 from hdm.caption_text.tag_form import TagDraws
+from hdm.chance import seed_at
 from hdm.child import FROM_TORCHRUN, forget_launchers
 from hdm.data.loader import Loader
 from hdm.data.mixture import Mixture
 from hdm.data.tags import TagTable
 from hdm.errors import InputError
 from hdm.generation.conditioning import Conditioning
+from hdm.model_files.adapter import read_adapter
+from hdm.model_files.card import BaseCard
 from hdm.model_files.file_names import EMA
-from hdm.model_files.opening import open_model
+from hdm.model_files.opening import model_digest, open_model
 from hdm.model_files.tensors import read_tensors
+from hdm.models.adapters import Target, attach, load_adapter
 from hdm.models.building import build_denoiser
 from hdm.models.denoiser import Denoiser
 from hdm.models.execution import compile_blocks, drop_updates, recompute_activations, shard
+from hdm.models.settings import AdapterSettings
 from hdm.models.text_encoder import load_tokenizer
 from hdm.models.word_tokens import WordTokens
 from hdm.store import Output
 from hdm.training.objective import FlowMatching, Objective
-from hdm.training.prefetcher import Prefetcher
+from hdm.training.prefetcher import ADAPTER, Prefetcher
 from hdm.training.process.guard import StopRequest
 from hdm.training.process.job import Job, mixed_name, num_steps
 from hdm.training.process.ranks import Ranks
 from hdm.training.process.threads import keep_threads
 from hdm.training.state.checkpoint import load_weights
-from hdm.training.state.trainable import Trainable, WholeModel
+from hdm.training.state.trainable import AdapterAlone, Trainable, WholeModel
+
+log = logging.getLogger(__name__)
 
 
 def make_accelerator(job: Job, device: str) -> Accelerator:
@@ -98,9 +106,59 @@ def make_trainable(job: Job, ranks: Ranks) -> Trainable:
     """What the phase trains, on this process's device, whole or its shard."""
     # Model and average are made in main memory first, since a device may hold only its shard of
     # them.
-    trainable = WholeModel(starting_model(job), job.settings.train.ema_decay)
+    decay = job.settings.train.ema_decay
+    adapter = job.phase.adapter
+    trainable: Trainable
+    if adapter is None:
+        trainable = WholeModel(starting_model(job), decay)
+    else:
+        model, chosen = adapted_model(job, adapter)
+        trainable = AdapterAlone(model, decay, adapter, chosen, base_of(job))
     to_device(job, (trainable.model, trainable.averaged), ranks.accelerator)
     return trainable
+
+
+def adapted_model(job: Job, adapter: AdapterSettings) -> tuple[Denoiser, list[Target]]:
+    """The model that the phase starts from with a new adapter, and the layers that have it."""
+    model = starting_model(job)
+    # The CPU draws the adapter's weights too, after those of any model.
+    torch.manual_seed(seed_at(job.settings.train.seed, ADAPTER, job.number))
+    chosen = attach(model, adapter, f"train.phases.{job.number}.adapter")
+    lowered = [target for target in chosen if target.rank < target.wanted_rank]
+    if lowered and adapter.method != "ia3":
+        said = [f"{target.name} {target.wanted_rank} → {target.rank}" for target in lowered]
+        log.warning("ranks lowered to the layers' smaller sides: %s", ", ".join(said))
+    return model, chosen
+
+
+def base_of(job: Job) -> BaseCard:
+    """The model that an adapter is trained on."""
+    before = job.before()
+    if before is not None:
+        return BaseCard(model_digest(before.path), f"{before.name}/{before.digest}")
+    start = job.settings.train.start
+    # `TrainSettings` lets no phase of an adapter begin with new weights.
+    assert start is not None
+    assert start.weights is not None
+    return BaseCard(model_digest(Path(start.weights).expanduser()))
+
+
+def finished_model(job: Job) -> Denoiser:
+    """The model with the averaged weights that the phase wrote to the job's folder, in evaluation
+    mode.
+
+    Raises:
+        DamagedError: they are not what was written.
+    """
+    folder = Path(job.folder)
+    adapter = job.phase.adapter
+    if adapter is None:
+        model = build_denoiser(job.settings.train.model)
+        load_weights(model, read_tensors(folder / EMA), folder / EMA)
+    else:
+        model, _ = adapted_model(job, adapter)
+        load_adapter(model, read_adapter(folder).tensors)
+    return model.eval().requires_grad_(False)
 
 
 def make_objective(job: Job) -> Objective:
@@ -284,7 +342,9 @@ def prepared(job: Job, model: Denoiser, whole: nn.Module, accelerator: Accelerat
     drop_updates(model, job.settings.train.dropout)
     if job.settings.train.compile:
         compile_blocks(model)
-    recompute_activations(model, job.phase.checkpoint_blocks)
+    adapter = job.phase.adapter
+    draws = adapter is not None and adapter.draws
+    recompute_activations(model, job.phase.checkpoint_blocks, draws=draws)
     # Alone, or sharded, there is nothing to wrap: autocast is entered where the model is called.
     if accelerator.num_processes == 1 or job.settings.train.shards:
         return whole

@@ -16,16 +16,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from hdm.errors import InputError, raised_by
-from hdm.model_files.file_names import CARD, EMA, WEIGHTS
+from hdm.architecture import XUTConfig
+from hdm.errors import ConfigError, InputError, raised_by
+from hdm.model_files.file_names import CARD
 from hdm.model_files.opening import model_config, model_digest
+from hdm.models.adapters import check_package, targets_of
 from hdm.models.autoencoder import pipeline_latent_shape
 from hdm.models.components import autoencoder_in, autoencoder_weights, resolve, weights_digest
 from hdm.models.devices import check_device, check_processes
+from hdm.models.settings import AdapterSettings
 from hdm.models.text_encoder import check_text_width, text_width
 from hdm.store import DAMAGED, SCRATCH, Draft, Identity, Output, Outputs, Store
 from hdm.training.process.job import (
-    FILES,
     METRICS,
     SUMMARY,
     Job,
@@ -81,6 +83,8 @@ def preflight(pipeline: Pipeline, made: Outputs) -> Iterator[InputError]:
     for number, one in enumerate(settings.phases):
         field = f"train.phases.{number}.optimizer.state_bits"
         yield from raised_by(partial(check_packages, one.optimizer, field))
+        if one.adapter is not None:
+            yield from raised_by(partial(_adapter_fits, settings.model, one.adapter, number))
 
 
 def _components_fit(pipeline: Pipeline) -> None:
@@ -107,7 +111,16 @@ def _start_fits(pipeline: Pipeline) -> None:
     else:
         assert start.pipeline is not None
         field = "train.start.pipeline"
-        theirs = pipeline.mixed[start.pipeline].train.model
+        other = pipeline.mixed[start.pipeline].train
+        theirs = other.model
+        named = [phase for phase in other.phases if start.phase in (None, phase.name)]
+        if named and named[-1].adapter is not None:
+            raise ConfigError(
+                f"{named[-1].name} of {start.pipeline} trains an adapter, which is no whole model",
+                where=field,
+                do="start from the model that the adapter was trained on, or name the adapter's"
+                " output in train.start.weights: it is then merged",
+            )
     # Variants are compared too, since weights of equal shapes may belong to another model.
     have = theirs.to_dict()
     want = pipeline.train.model.to_dict()
@@ -122,6 +135,13 @@ def _start_fits(pipeline: Pipeline) -> None:
             where=f"{field}: {start.weights or start.pipeline}",
             do="set train.model as they need it, or start from other weights",
         )
+
+
+def _adapter_fits(model: XUTConfig, adapter: AdapterSettings, number: int) -> None:
+    """Whether the adapter has layers to go to; needs no weights."""
+    field = f"train.phases.{number}.adapter"
+    check_package(field)
+    targets_of(model, adapter, field)
 
 
 def _pictures_suffice(pipeline: Pipeline, filter: Output | None) -> None:
@@ -217,14 +237,14 @@ def _is_trained(job: Job, draft: Draft) -> bool:
     """Whether it was finished once, and its weights still hold: checkpoints go when a phase is
     committed.
     """
-    whole = draft.has(WEIGHTS) and draft.has(EMA)
+    whole = all(map(draft.has, job.weights_files))
     return whole and newest_checkpoint(Path(job.scratch)) is None
 
 
 def _mend(job: Job, draft: Draft) -> Output:
     """Make what was damaged beside the weights again, and commit."""
     # Snapshots and pictures from during the training cannot be made from the last weights.
-    lost = sorted(draft.lost - set(FILES))
+    lost = sorted(draft.lost - set(job.files))
     log.warning(
         "%s: the weights hold and nothing is trained again; made again from them: %s",
         draft.identity.name,
@@ -245,7 +265,7 @@ def _mend(job: Job, draft: Draft) -> Output:
     mending = replace(
         job,
         pipeline={**job.pipeline, "train": alone.model_dump(mode="json")},
-        milestones=sorted(draft.records.keys() - set(FILES)),
+        milestones=sorted(draft.records.keys() - set(job.files)),
     )
     make_companions(mending)
     _collect(mending, draft, [name for name in _files(mending) if not draft.has(name)])
@@ -269,7 +289,7 @@ def _salvage_metrics(folder: Path) -> None:
 
 def _tell_of_lost_weights(job: Job, draft: Draft) -> None:
     """Say before it begins why a phase that was finished is trained again."""
-    lost = sorted({WEIGHTS, EMA} & draft.lost)
+    lost = sorted(set(job.weights_files) & draft.lost)
     if not lost:
         return
     newest = newest_checkpoint(Path(job.scratch))
@@ -308,7 +328,7 @@ def _collect(job: Job, draft: Draft, names: list[str]) -> None:
 
 def _files(job: Job) -> list[str]:
     """What the output holds, of a phase that is done."""
-    return [*FILES, *_summary(job).get("milestones", [])]
+    return [*job.files, *_summary(job).get("milestones", [])]
 
 
 def _summary(job: Job) -> dict[str, Any]:

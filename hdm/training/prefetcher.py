@@ -29,6 +29,7 @@ TRAINING = 1
 VALIDATION = 2
 DROPOUT = 3
 PROJECTION = 4
+ADAPTER = 5
 
 
 @dataclass(frozen=True)

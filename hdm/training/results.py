@@ -11,15 +11,12 @@ from typing import Any
 from hdm.files import write_json
 from hdm.generation.conditioning import Conditioning
 from hdm.model_files.card import ModelCard
-from hdm.model_files.file_names import EMA
-from hdm.model_files.tensors import read_tensors
-from hdm.models.building import build_denoiser
+from hdm.models.adapters import adapter_tensors
 from hdm.models.components import VAE, portable_names, weights_digest
 from hdm.models.denoiser import Denoiser
 from hdm.training import assembly
 from hdm.training.measures.sample_grid import Grid
 from hdm.training.process.job import GENERATED, METRICS, SUMMARY, Job
-from hdm.training.state.checkpoint import load_weights
 from hdm.training.state.milestones import Milestones
 from hdm.training.state.trainable import Trainable
 
@@ -43,7 +40,8 @@ def write_results(job: Job, trainable: Trainable, grid: Grid, *, writes: bool) -
     if writes:
         names, lost = Milestones(Path(job.scratch)).hand_over(job.result)
         metrics = Path(job.folder) / METRICS
-        _describe(job, trainable.model, grid.conditioning, metrics, prompts, names, lost)
+        count = sum(value.numel() for value in trainable.parameters().values())
+        _describe(job, count, grid.conditioning, metrics, prompts, names, lost)
 
 
 def make_companions(job: Job, device: str) -> None:
@@ -54,21 +52,20 @@ def make_companions(job: Job, device: str) -> None:
         DamagedError: the averaged weights are not what was written.
     """
     accelerator = assembly.make_accelerator(job, device)
-    average = build_denoiser(job.settings.train.model).eval().requires_grad_(False)
-    path = Path(job.folder) / EMA
-    load_weights(average, read_tensors(path), path)
+    average = assembly.finished_model(job)
     conditioning = assembly.make_conditioning(job, accelerator.device)
     shutil.rmtree(job.result, ignore_errors=True)
     job.result.mkdir()
     grid = Grid(job, average.to(accelerator.device), conditioning, accelerator.autocast)
     prompts = grid.write(job.result / GENERATED)
     metrics = Path(job.folder) / METRICS
-    _describe(job, average, conditioning, metrics, prompts, job.milestones or [])
+    count = _num_trained(average, job)
+    _describe(job, count, conditioning, metrics, prompts, job.milestones or [])
 
 
 def _describe(
     job: Job,
-    model: Denoiser,
+    num_trained: int,
     conditioning: Conditioning,
     metrics: Path,
     prompts: list[str],
@@ -86,17 +83,24 @@ def _describe(
             "text_encoder": weights_digest(job.text_encoder),
         },
         component_names=_names(job),
+        base=assembly.base_of(job) if job.phase.adapter else None,
     )
     card.write(job.result)
     shutil.copyfile(metrics, job.result / METRICS)
     summary = {
         **last_values(metrics.read_bytes()),
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "parameters": num_trained,
         "prompts": prompts,
         **({"milestones": list(milestones)} if milestones else {}),
         **({"lost": list(lost)} if lost else {}),
     }
     write_json(job.result / SUMMARY, summary)
+
+
+def _num_trained(model: Denoiser, job: Job) -> int:
+    """The parameters that the phase trained, in the model that came of it."""
+    own = adapter_tensors(model) if job.phase.adapter else dict(model.named_parameters())
+    return sum(value.numel() for value in own.values())
 
 
 def _names(job: Job) -> dict[str, str]:

@@ -20,7 +20,7 @@ from hdm.architecture import XUTConfig
 from hdm.captioning import settings as captioning
 from hdm.curation import settings as curation
 from hdm.errors import ConfigError
-from hdm.models.settings import Components, WithAutoencoder
+from hdm.models.settings import AdapterSettings, Components, WithAutoencoder
 from hdm.settings import Settings, runtime, since
 from hdm.values import Within
 
@@ -73,6 +73,10 @@ class Phase(Settings):
     """Maximum number of text tokens per caption; None: as encoded."""
     timestep_shift: values.Shift = 1.0
     optimizer: Optimizer = Optimizer()
+    adapter: AdapterSettings | None = since("0.3.0", None)
+    """Train an adapter beside the model of the phase before or of `train.start`, which stays as it
+    is, as {method: lora, rank: 16}; for the last phase. None: train the whole model.
+    """
     resume_from: str | None = since("0.1.0", None, pattern=r"^[0-9a-f]+@[0-9]+$")
     """DIGEST@STEP: start from a checkpoint of an unfinished training of this phase with other
     settings, in this store; data continues after the images that it has seen. None: start from the
@@ -326,6 +330,32 @@ class TrainSettings(Settings):
                         f"make batch_size a multiple of {self.num_processes}, or train.sharding"
                         " none"
                     ),
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _adapters_have_a_base(self) -> TrainSettings:
+        for number, phase in enumerate(self.phases):
+            where = f"train.phases.{number}.adapter"
+            if phase.adapter is None:
+                continue
+            if number + 1 < len(self.phases):
+                raise ConfigError(
+                    "a phase follows on one that trains an adapter, which is no whole model",
+                    where=where,
+                    do="train the adapter in the last phase",
+                )
+            if number == 0 and self.start is None:
+                raise ConfigError(
+                    "an adapter needs a model that was trained",
+                    where=where,
+                    do="name one in train.start, as {pipeline: demo} or {weights: FILE}",
+                )
+            if self.shards:
+                raise ConfigError(
+                    "a model with an adapter is not sharded",
+                    where=f"{where}, train.sharding",
+                    do="set train.sharding none: the adapter's gradients and averages are small",
                 )
         return self
 

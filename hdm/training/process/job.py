@@ -21,13 +21,12 @@ from typing import Any
 from hdm import errors
 from hdm.errors import HdmError
 from hdm.files import read_record, write_json
-from hdm.model_files.file_names import CARD, EMA, WEIGHTS
+from hdm.model_files.file_names import ADAPTER, ADAPTER_CONFIG, CARD, EMA, WEIGHTS
 from hdm.store import Output, Outputs, read_output
 from hdm.training.settings import JobSettings, Phase, Pipeline
 
 METRICS = "metrics.jsonl"
 GENERATED = "generated.png"
-FILES = (WEIGHTS, EMA, CARD, METRICS, GENERATED)
 SUMMARY = "summary.json"  # goes into the manifest
 DONE = "done"
 SAVED = "saved"
@@ -90,6 +89,16 @@ class Job:
     @property
     def phase(self) -> Phase:
         return self.settings.train.phases[self.number]
+
+    @property
+    def weights_files(self) -> tuple[str, ...]:
+        """Names of the output's files that only training can make again."""
+        return (WEIGHTS, EMA) if self.phase.adapter is None else (ADAPTER, ADAPTER_CONFIG)
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Names of the output's files, but for milestones."""
+        return (*self.weights_files, CARD, METRICS, GENERATED)
 
     def output(self, name: str) -> Output:
         """An input, checked against its manifest."""

@@ -26,7 +26,14 @@ FIXED = (
     "train.model.",
     ".optimizer.kind",
     ".optimizer.state_bits",
+    ".adapter.method",
+    ".adapter.rank",
+    ".adapter.alpha",
+    ".adapter.rslora",
+    ".adapter.targets",
 )
+# What an adapter is made for: its base, as the phase before, another pipeline's, or weights.
+BASE = ("inputs.train.", "inputs.start/", "components.start")
 Differences = dict[str, tuple[Any, Any]]
 
 
@@ -62,8 +69,9 @@ def check_origin(job: Job) -> None:
             do="name one of these, or leave it out to start anew",
         )
     differing = differences(state["identity"], job)
+    parts = FIXED if job.phase.adapter is None else (*FIXED, *BASE)
     fixed = {
-        name: values for name, values in differing.items() if any(part in name for part in FIXED)
+        name: values for name, values in differing.items() if any(part in name for part in parts)
     }
     if fixed:
         raise ConfigError(

@@ -27,7 +27,8 @@ def decay_at(step: int, decay: float) -> float:
 
 
 class Average(Generic[Model]):
-    """An exponential moving average of a model's parameters, as a model.
+    """An exponential moving average of a model's parameters, as a model. Those that require no
+    gradient are the model's own.
 
     Args:
         model: what is averaged; its weights are the start.
@@ -37,13 +38,19 @@ class Average(Generic[Model]):
     def __init__(self, model: Model, decay: float) -> None:
         self.decay = decay
         self._averaged = model
-        self.model: Model = copy.deepcopy(model).eval().requires_grad_(False)
+        # Frozen weights never differ, so both models hold the same ones.
+        frozen = {id(value): value for value in model.parameters() if not value.requires_grad}
+        self.model: Model = copy.deepcopy(model, frozen).eval().requires_grad_(False)
 
     @torch.no_grad()
     def update(self, step: int) -> None:
         """Take in the model's weights after step number `step` (from 0)."""
         # Asked for anew: sharding a model exchanges its parameters.
-        mine = [local(parameter) for parameter in self.model.parameters()]
-        theirs = [local(parameter) for parameter in self._averaged.parameters()]
+        mine, theirs = [], []
+        pairs = zip(self.model.parameters(), self._averaged.parameters(), strict=True)
+        for average, parameter in pairs:
+            if parameter.requires_grad:
+                mine.append(local(average))
+                theirs.append(local(parameter))
         # One call updates all tensors; a loop would cost more than the arithmetic.
         torch._foreach_lerp_(mine, theirs, 1 - decay_at(step, self.decay))

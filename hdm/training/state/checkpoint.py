@@ -235,8 +235,17 @@ def load_weights(model: torch.nn.Module, tensors: Mapping[str, Tensor], where: P
     Raises:
         InputError: they differ; the error names some of both sides.
     """
+    load_tensors(model.state_dict(), tensors, where)
+
+
+def load_tensors(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor], where: Path) -> None:
+    """Copy into a model's own tensors others whose names and shapes must match exactly.
+
+    Raises:
+        InputError: they differ; the error names some of both sides.
+    """
     have = {name: tuple(value.shape) for name, value in tensors.items()}
-    want = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    want = {name: tuple(value.shape) for name, value in own.items()}
     if have != want:
         file_has = [f"{name} {shape}" for name, shape in have.items() if want.get(name) != shape][
             :3
@@ -251,6 +260,6 @@ def load_weights(model: torch.nn.Module, tensors: Mapping[str, Tensor], where: P
             where=where,
             do="train.model has to stay the same over all phases",
         )
-    for name, value in model.state_dict().items():
+    for name, value in own.items():
         # Copying keeps the parameter objects, which optimizers hold, and their devices and shards.
         local(value).copy_(share(tensors[name], value))

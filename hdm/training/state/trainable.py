@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
 from torch import Tensor, nn
 
+from hdm.model_files.adapter import write_adapter
+from hdm.model_files.card import BaseCard
 from hdm.model_files.file_names import EMA, WEIGHTS
 from hdm.model_files.tensors import save_tensors
+from hdm.models.adapters import Target, adapter_tensors, peft_config
 from hdm.models.denoiser import Denoiser
+from hdm.models.settings import AdapterSettings
 from hdm.sharding import gathered
 from hdm.training.state.average import Average
-from hdm.training.state.checkpoint import load_weights
+from hdm.training.state.checkpoint import load_tensors, load_weights
 
 Sets = Callable[[str], Mapping[str, Tensor]]
 """Sets of tensors by name, as a checkpoint reads them."""
@@ -97,3 +101,57 @@ class WholeModel:
             tensors = gathered(model.state_dict())
             if folder is not None:
                 save_tensors(folder / name, tensors)
+
+
+class AdapterAlone:
+    """An adapter of a denoiser, and its exponential moving average; the rest of the denoiser stays
+    as it is, to the bit, and is in memory once.
+
+    Args:
+        model: a denoiser with the adapter (`adapters.attach`).
+        decay: of the average.
+        settings: of the adapter.
+        chosen: the layers that have it.
+        base: what the model was before.
+    """
+
+    def __init__(
+        self,
+        model: Denoiser,
+        decay: float,
+        settings: AdapterSettings,
+        chosen: Sequence[Target],
+        base: BaseCard,
+    ) -> None:
+        self.model = model.train()
+        self._average = Average(self.model, decay)
+        self._config = peft_config(settings, chosen)
+        self._base = base
+
+    @property
+    def averaged(self) -> Denoiser:
+        return self._average.model
+
+    def parameters(self) -> dict[str, nn.Parameter]:
+        named = self.model.named_parameters()
+        return {name: value for name, value in named if value.requires_grad}
+
+    def update(self, step: int) -> None:
+        self._average.update(step)
+
+    def tensors(self) -> dict[str, dict[str, Tensor]]:
+        averages = dict(self.averaged.named_parameters())
+        own = self.parameters()
+        return {
+            "weights": {name: value.detach() for name, value in own.items()},
+            "ema": {name: averages[name].detach() for name in own},
+        }
+
+    def load(self, tensors: Sets, where: Path) -> None:
+        for name, own in self.tensors().items():
+            load_tensors(own, tensors(name), where)
+
+    def write(self, folder: Path | None) -> None:
+        if folder is not None:
+            tensors = adapter_tensors(self.averaged)
+            write_adapter(folder, self._config, tensors, self._base.digest)

@@ -50,7 +50,7 @@ def choose_techniques(
     steps = num_steps(phase)
     # The guard is always on; settings ask for the other techniques.
     techniques: list[Technique] = [SpikeGuard(phase.batch_size, warns=ranks.first)]
-    if settings.dropout:
+    if settings.dropout or (phase.adapter is not None and phase.adapter.draws):
         techniques.append(DropoutSeeds(settings.seed))
     # The loader reads features only if `align_weight` is set.
     if batch.features is not None:
