@@ -52,6 +52,12 @@ def ema(
     if out.exists():
         raise InputError("is there already", where=out, do="name another, or remove it first")
     card = read_card(source, do="name the folder of a finished training phase")
+    if card.base is not None:
+        raise InputError(
+            "holds an adapter, of which no average is made afterwards",
+            where=source,
+            do="name the output of a phase that trains the whole model",
+        )
     snapshots = find_snapshots(source)
     if not snapshots:
         raise InputError(

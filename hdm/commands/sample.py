@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import re
 import time
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
     from hdm.diffusion.sampler import Sampling
     from hdm.loading import Loaded
+    from hdm.model_files.opening import Addition
     from hdm.models.settings import Components
     from hdm.positions import Camera
 
@@ -42,6 +44,13 @@ WEIGHTS = typer.Option(
         "An output of training (STORE/train.64px/DIGEST), a diffusers folder, a .safetensors file,"
         " or a .ckpt; default: the newest finished training."
     )
+)
+LORA = typer.Option(
+    metavar="PATH[:SCALE]",
+    help=(
+        "An adapter to merge into the weights: what training wrote (train.phases.N.adapter), or"
+        " peft; with 0.8 of its strength as PATH:0.8. May be given several times."
+    ),
 )
 PIPELINE = typer.Option(metavar="NAME", help="Use the newest finished training of this pipeline.")
 PROMPT = typer.Option(help="The prompt; may be given several times.", rich_help_panel=SHOWN)
@@ -111,6 +120,7 @@ class Picture:
 def sample(
     *,
     weights: Annotated[Path | None, WEIGHTS] = None,
+    lora: Annotated[list[str], LORA] = [],  # noqa: B006  (typer copies it)
     pipeline: Annotated[str | None, PIPELINE] = None,
     store: StoreFolder = None,
     prompt: Annotated[list[str], PROMPT] = [],  # noqa: B006  (typer copies it)
@@ -150,7 +160,8 @@ def sample(
 
     named = Components(folder=components, autoencoder=autoencoder, text_encoder=text_encoder)
     folder, own_parts = _model(weights, pipeline, store)
-    model = _loaded(folder, named.model_copy(update=_unless_named(own_parts, named)), device)
+    parts = named.model_copy(update=_unless_named(own_parts, named))
+    model = _loaded(folder, parts, device, [_addition(text) for text in lora])
     width, height = wanted or _own_size(model, folder)
     settings = {
         "negative_prompt": negative,
@@ -158,6 +169,7 @@ def sample(
         **asdict(sampling),
         "camera": asdict(view),
         "model": model.name,
+        **({"adapters": lora} if lora else {}),
     }
     start = time.monotonic()
     # A generator: each picture is written before the next one is made.
@@ -205,13 +217,27 @@ def _camera(text: str) -> list[float]:
     return found
 
 
-def _loaded(weights: Path, components: Any, device: str) -> Loaded:
+def _addition(text: str) -> Addition:
+    """An adapter and its scale, of PATH or PATH:SCALE."""
+    from hdm.model_files.opening import Addition
+
+    path, _, scale = text.rpartition(":")
+    with contextlib.suppress(ValueError):
+        found = float(scale)
+        if path and math.isfinite(found):
+            return Addition(Path(path), found)
+    # The colon is the path's own, or there is none.
+    return Addition(Path(text))
+
+
+def _loaded(weights: Path, components: Any, device: str, adapters: Sequence[Addition]) -> Loaded:
     import torch
 
     from hdm.loading import load
     from hdm.models.devices import choose_device
 
-    return load(weights, components, torch.device(choose_device(device, "making pictures")))
+    where = torch.device(choose_device(device, "making pictures"))
+    return load(weights, components, where, adapters)
 
 
 def _own_size(model: Loaded, weights: Path) -> tuple[int, int]:

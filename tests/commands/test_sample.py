@@ -14,7 +14,8 @@ import torch
 from accelerate.state import AcceleratorState
 from PIL import Image
 from PIL.PngImagePlugin import PngImageFile
-from safetensors.torch import save_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from hdm.commands.cli import app
@@ -340,3 +341,58 @@ def test_without_weights_the_last_run_s_model_is_taken_with_its_own_parts(
         assert f"of train.16px/{output.digest}" in said
     assert "did you mean mine" in refused(*words, "--pipeline", "mines")
     assert "two models" in refused(*words, "--pipeline", "mine", "--weights", output.path)
+
+
+LAYER = "prev_tread_trns.blocks.0.mlp.w12"
+
+
+def write_lora(folder: Path, weight: torch.Tensor) -> torch.Tensor:
+    """An adapter of one layer, as peft writes it; alpha / rank · B A."""
+    torch.manual_seed(4)
+    down, up = torch.randn(2, weight.shape[1]), torch.randn(len(weight), 2)
+    folder.mkdir()
+    name = f"base_model.model.{LAYER}.lora"
+    tensors = {f"{name}_A.weight": down, f"{name}_B.weight": up}
+    save_file(tensors, folder / "adapter_model.safetensors")
+    said = {"peft_type": "LORA", "r": 2, "lora_alpha": 3.0, "target_modules": [LAYER]}
+    (folder / "adapter_config.json").write_text(json.dumps(said))
+    return 3.0 / 2 * up @ down
+
+
+@pytest.mark.parametrize(
+    ("given", "scale"), [(["lora"], 1.0), (["lora:0.5"], 0.5), (["lora:0.5", "lora:-0.25"], 0.25)]
+)
+def test_pictures_with_adapters_are_those_of_weights_merged_by_hand(
+    folder: Path, tmp_path: Path, given: list[str], scale: float
+) -> None:
+    bare = folder / "bare.safetensors"
+    base = load_file(bare)
+    name = f"unet.model.{LAYER}.weight"
+    added = write_lora(tmp_path / "lora", base[name])
+    with safe_open(bare, "pt") as file:
+        metadata = file.metadata()
+    by_hand = tmp_path / "merged.safetensors"
+    save_file({**base, name: base[name] + scale * added}, by_hand, metadata=metadata)
+
+    def picture(out: str, *words: object) -> np.ndarray:
+        how = ["--size", "16x16", *parts(folder), "--steps", 2, "--device", "cpu"]
+        code, said = hdm(*words, *how, "--prompt", "red circle", "--out", tmp_path / out)
+        assert code == 0, said
+        return only_picture(tmp_path / out).astype(int)
+
+    adapters = [str(tmp_path / one) for one in given]
+    options = [word for one in adapters for word in ("--lora", one)]
+    ours = picture("ours", "--weights", bare, *options)
+    assert abs(ours - picture("wanted", "--weights", by_hand)).max() <= 1
+    assert abs(ours - picture("plain", "--weights", bare)).max() > 5
+    image = next(iter(pictures(tmp_path / "ours").values()))
+    assert isinstance(image, PngImageFile)
+    assert json.loads(image.text["parameters"])["adapters"] == adapters
+
+
+def test_what_is_no_adapter_of_the_model_is_refused(folder: Path, tmp_path: Path) -> None:
+    write_lora(tmp_path / "lora", torch.zeros(6, 3))
+    words = ["--weights", folder / "bare.safetensors", *parts(folder), "--size", "16x16"]
+    words += ["--prompt", "red circle", "--lora"]
+    assert "the adapter is for another base" in refused(*words, tmp_path / "lora")
+    assert "no such weights file" in refused(*words, tmp_path / "nothing")
