@@ -18,6 +18,7 @@ from typing import Any
 from hdm.architecture import XUTConfig
 from hdm.kernels.functions import SHORT
 from hdm.models.execution import recomputed_blocks
+from hdm.models.settings import AdapterSettings
 from hdm.models.tread import BlockTokens, block_tokens
 from hdm.training.settings import Phase, TrainSettings
 
@@ -144,27 +145,53 @@ def training_memory(
     share = -(-phase.batch_size // settings.num_processes)
     held = count.total // (settings.num_processes if settings.shards else 1)
     arithmetic = Arithmetic(2 if half else 4, by_hand=on_cpu)
-    # `precision` is that of matrix products; weights are always stored in float32.
-    weights = 4 * held
     optimizer = optimizer_bytes(count, phase) * held // count.total
-    average = 4 * held * (1 + len(settings.ema_lengths))
+    trained = held
+    if phase.adapter is not None:
+        trained = adapter_parameters(model, phase.adapter)
+        # As AdamW's, which is an upper bound for Muon.
+        optimizer = 2 * (phase.optimizer.state_bits // 8) * trained
+        held += trained
+    # `precision` is that of matrix products; weights are always stored in float32.
+    own = 4 * trained
+    average = own * (1 + len(settings.ema_lengths))
     return Memory(
-        weights=weights,
-        gradients=weights,
+        weights=4 * held,
+        gradients=own,
         optimizer=optimizer,
         average=average,
         # Autocast keeps its copies to the end of the pass, but recomputed blocks make theirs anew.
         copies=(round(2 * count.matrices * (1 - phase.checkpoint_blocks)) if half else 0)
-        + _exchanged_bytes(settings, phase, count),
+        + _exchanged_bytes(settings, phase, count, trained),
         encoders=encoders,
         # On the CPU, the copy from which checkpoints are written shares the memory with training.
-        checkpoint=weights + optimizer + average if on_cpu and not settings.shards else 0,
+        checkpoint=own + optimizer + average if on_cpu and not settings.shards else 0,
         sample=sample_bytes(model, phase, tokens, arithmetic),
         micro_batch=min(phase.micro_batch or share, share),
     )
 
 
-def _exchanged_bytes(settings: TrainSettings, phase: Phase, count: Parameters) -> int:
+def adapter_parameters(config: XUTConfig, adapter: AdapterSettings) -> int:
+    """Of an adapter of a denoiser, counted on itself, made without memory.
+
+    Raises:
+        ConfigError: it fits no layer, or the package peft is not installed.
+    """
+    import torch
+
+    from hdm.models.adapters import attach, check_package
+    from hdm.models.building import build_denoiser
+
+    check_package("train.phases")
+    with torch.device("meta"):
+        model = build_denoiser(config)
+        attach(model, adapter, "train.phases")
+    return sum(value.numel() for value in model.parameters() if value.requires_grad)
+
+
+def _exchanged_bytes(
+    settings: TrainSettings, phase: Phase, count: Parameters, trained: int
+) -> int:
     """What several processes need to exchange weights and gradients.
 
     DDP: buckets for all gradients. Sharded: what lies outside the blocks for the whole step, with
@@ -172,7 +199,7 @@ def _exchanged_bytes(settings: TrainSettings, phase: Phase, count: Parameters) -
     itself, the next one on its way, and its gradients before and while these are spread.
     """
     if not settings.shards:
-        return 4 * count.total if settings.num_processes > 1 else 0
+        return 4 * trained if settings.num_processes > 1 else 0
     outside = 4 + (2 * phase.checkpoint_blocks if settings.precision == "bfloat16" else 0)
     return round(outside * count.outside) + 4 * 4 * count.largest_block
 
