@@ -273,7 +273,7 @@ class _Planner:
             total = total if self.train.shards else measured.memory_bytes
         # Snapshots stay in the output, for lengths that are chosen after training.
         averages = len(self.train.ema_lengths) * self.train.ema_snapshots
-        left = sizes.phase_bytes(memory.parameters(self.train.model).total, averages)
+        left = sizes.phase_bytes(memory.trained_parameters(self.train.model, phase), averages)
         return Row(
             name, samples, left, seconds / 3600, self.train.num_processes, total, peak.micro_batch
         )
@@ -418,10 +418,13 @@ class _Planner:
     def _checkpoint_bytes(self, rows: Sequence[Row]) -> int:
         to_do = {row.name for row in rows if not row.done}
         phases = [phase for phase in self.train.phases if f"train.{phase.name}" in to_do]
-        count = memory.parameters(self.train.model)
-        sets = [memory.optimizer_bytes(count, phase) for phase in phases]
+        found = []
+        for phase in phases:
+            trained = memory.trained_parameters(self.train.model, phase)
+            state = memory.optimizer_bytes(self.train.model, phase)
+            found.append(sizes.checkpoint_bytes(trained, state, KEEP))
         # The maximum, not the sum: a phase's checkpoints are removed before the next phase begins.
-        return max((sizes.checkpoint_bytes(count.total, state, KEEP) for state in sets), default=0)
+        return max(found, default=0)
 
 
 def _done(pipeline: Pipeline, store: Store) -> dict[str, Output]:

@@ -18,7 +18,6 @@ from typing import Any
 from hdm.architecture import XUTConfig
 from hdm.kernels.functions import SHORT
 from hdm.models.execution import recomputed_blocks
-from hdm.models.settings import AdapterSettings
 from hdm.models.tread import BlockTokens, block_tokens
 from hdm.training.settings import Phase, TrainSettings
 
@@ -145,12 +144,11 @@ def training_memory(
     share = -(-phase.batch_size // settings.num_processes)
     held = count.total // (settings.num_processes if settings.shards else 1)
     arithmetic = Arithmetic(2 if half else 4, by_hand=on_cpu)
-    optimizer = optimizer_bytes(count, phase) * held // count.total
+    optimizer = optimizer_bytes(model, phase) * held // count.total
     trained = held
     if phase.adapter is not None:
-        trained = adapter_parameters(model, phase.adapter)
-        # As AdamW's, which is an upper bound for Muon.
-        optimizer = 2 * (phase.optimizer.state_bits // 8) * trained
+        # An adapter is never sharded.
+        trained = trained_parameters(model, phase)
         held += trained
     # `precision` is that of matrix products; weights are always stored in float32.
     own = 4 * trained
@@ -171,12 +169,15 @@ def training_memory(
     )
 
 
-def adapter_parameters(config: XUTConfig, adapter: AdapterSettings) -> int:
-    """Of an adapter of a denoiser, counted on itself, made without memory.
+def trained_parameters(config: XUTConfig, phase: Phase) -> int:
+    """What a phase trains of a denoiser: all, or its adapter, counted on itself, made without
+    memory.
 
     Raises:
-        ConfigError: it fits no layer, or the package peft is not installed.
+        ConfigError: the adapter fits no layer, or the package peft is not installed.
     """
+    if phase.adapter is None:
+        return parameters(config).total
     import torch
 
     from hdm.models.adapters import attach, check_package
@@ -185,13 +186,11 @@ def adapter_parameters(config: XUTConfig, adapter: AdapterSettings) -> int:
     check_package("train.phases")
     with torch.device("meta"):
         model = build_denoiser(config)
-        attach(model, adapter, "train.phases")
+        attach(model, phase.adapter, "train.phases")
     return sum(value.numel() for value in model.parameters() if value.requires_grad)
 
 
-def _exchanged_bytes(
-    settings: TrainSettings, phase: Phase, count: Parameters, trained: int
-) -> int:
+def _exchanged_bytes(settings: TrainSettings, phase: Phase, count: Parameters, trained: int) -> int:
     """What several processes need to exchange weights and gradients.
 
     DDP: buckets for all gradients. Sharded: what lies outside the blocks for the whole step, with
@@ -204,8 +203,12 @@ def _exchanged_bytes(
     return round(outside * count.outside) + 4 * 4 * count.largest_block
 
 
-def optimizer_bytes(count: Parameters, phase: Phase) -> int:
+def optimizer_bytes(model: XUTConfig, phase: Phase) -> int:
     """Two averages a parameter for AdamW, one in float32 for Muon."""
+    if phase.adapter is not None:
+        # As AdamW's, which is an upper bound for Muon.
+        return 2 * (phase.optimizer.state_bits // 8) * trained_parameters(model, phase)
+    count = parameters(model)
     muon = count.muon if phase.optimizer.kind == "muon" else 0
     # AdamW keeps two moments in `state_bits`, Muon one average in float32.
     return 2 * (phase.optimizer.state_bits // 8) * (count.total - muon) + 4 * muon
