@@ -58,8 +58,8 @@ def lora(folder: Path, layer: str, scale: float) -> Tensor:
     """scale · B A of the file."""
     tensors = load_file(folder / "adapter_model.safetensors")
     down, up = (tensors[f"base_model.model.{layer}.lora_{side}.weight"] for side in "AB")
-    product = up.double().flatten(1) @ down.double().flatten(1)
-    return scale * product.unflatten(1, down.shape[1:])
+    product: Tensor = up.double().flatten(1) @ down.double().flatten(1)
+    return scale * product.view(len(up), *down.shape[1:])
 
 
 def test_merged_weights_are_the_base_and_scale_times_b_times_a(base: Path, tmp_path: Path) -> None:

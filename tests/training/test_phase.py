@@ -22,9 +22,9 @@ from hdm.model_files.opening import open_model
 from hdm.models.components import weights_digest
 from hdm.store import locked
 from hdm.training import phase
-from hdm.training.process.job import FILES, outcome_error, read_outcome, write_outcome
+from hdm.training.process.job import outcome_error, read_outcome, write_outcome
 from tests.training.here import train_here
-from tests.training.workshop import Workshop
+from tests.training.workshop import FILES, Workshop
 
 PROJECT = Path(__file__).parents[2]
 RUN_PHASE = Path(__file__).with_name("run_phase.py")

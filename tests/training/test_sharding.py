@@ -19,10 +19,10 @@ from safetensors.torch import load_file
 
 from hdm.errors import ConfigError
 from hdm.training.process.guard import StopRequest
-from hdm.training.process.job import FILES, Job
+from hdm.training.process.job import Job
 from hdm.training.settings import TrainSettings
 from tests.training.run_sharded import Stopped
-from tests.training.workshop import Workshop
+from tests.training.workshop import FILES, Workshop
 
 RUN_SHARDED = Path(__file__).with_name("run_sharded.py")
 STOP, STEPS = 2, 6

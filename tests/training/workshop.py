@@ -25,6 +25,14 @@ from tests.small_models import TRAINED
 Model = TypeVar("Model", bound=torch.nn.Module)
 CHANNELS, SIDE, TEXT_WIDTH = 4, 8, 16
 NUM_PICTURES = 40
+FILES = (
+    "weights.safetensors",
+    "ema.safetensors",
+    "model.json",
+    "metrics.jsonl",
+    "generated.png",
+)
+"""What the output of a phase holds."""
 KEYS = [
     Key(hashlib.sha256(str(number).encode()).hexdigest()[:16]) for number in range(NUM_PICTURES)
 ]
