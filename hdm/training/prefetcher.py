@@ -22,6 +22,7 @@ from hdm.data.loader import Loader
 from hdm.data.mixture import Mixture
 from hdm.models.tread import draw_kept, rate_at
 from hdm.training.objective import Objective
+from hdm.training.process.threads import compute_with_one_thread_here
 
 # Apart from each other and from the loader's own draws.
 # These numbers are part of every seed, so they are never changed.
@@ -107,7 +108,7 @@ class Prefetcher:
     waited_sec: float = field(default=0.0, init=False)
 
     def __post_init__(self) -> None:
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="feed")
+        self._thread = ThreadPoolExecutor(1, "feed", compute_with_one_thread_here)
         self._ahead: dict[int, Future[Example]] = {}
 
     def example(self, num_images_seen: int) -> Example:

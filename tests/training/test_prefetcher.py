@@ -13,6 +13,7 @@ from torch import Tensor
 from hdm.data.batch import Batch
 from hdm.data.loader import Loader
 from hdm.errors import DamagedError
+from hdm.models.devices import cpu_threads
 from hdm.training import assembly
 from hdm.training.objective import FlowMatching
 from hdm.training.prefetcher import Example, Prefetcher
@@ -29,6 +30,7 @@ class Watched:
     def __init__(self, loader: Loader, fail_at: int | None = None) -> None:
         self.loader, self.fail_at = loader, fail_at
         self.threads: dict[int, str] = {}
+        self.num_threads: dict[int, int] = {}
         self.batch_size, self.rank, self.world_size = (
             loader.batch_size,
             loader.rank,
@@ -38,6 +40,7 @@ class Watched:
 
     def batch(self, num_images_seen: int) -> Batch:
         with self.begun:
+            self.num_threads[num_images_seen] = torch.get_num_threads()
             self.threads[num_images_seen] = threading.current_thread().name
             self.begun.notify_all()
         if num_images_seen == self.fail_at:
@@ -78,6 +81,17 @@ def test_the_next_example_is_made_while_one_is_used(loader: Loader) -> None:
             torch.equal(one, two)
             for one, two in zip(tensors(ahead.example(start)), tensors(expected), strict=True)
         )
+    ahead.close()
+
+
+def test_making_examples_takes_no_cores_from_the_training(loader: Loader) -> None:
+    watched = Watched(loader)
+    ahead = feed(watched)
+    with cpu_threads(3):
+        ahead.example(0)
+        watched.wait_for(8)
+        assert watched.num_threads == {0: 3, 8: 1}, "the first is made by the training itself"
+        assert torch.get_num_threads() == 3
     ahead.close()
 
 

@@ -1,4 +1,5 @@
-"""CPU threads of a training: it keeps the number that it began with, since sums are rounded by it.
+"""CPU threads of a training: it keeps the number that it began with, since sums are rounded by it,
+and no other thread of its process competes with them.
 
 <scratch>/threads.json    how many
 """
@@ -38,6 +39,21 @@ def keep_threads(scratch: Path, wanted: int | None) -> None:
             now,
         )
     torch.set_num_threads(begun or now)
+
+
+def compute_with_one_thread_here() -> None:
+    """Let torch use one thread for the operations of the calling Python thread, and change nothing
+    for the main thread.
+
+    Each Python thread that computes with several gets OpenMP threads of its own. As soon as a
+    process has more of them than the machine has cores, GNU's OpenMP lets all of them sleep between
+    operations, those of the training too, whatever OMP_WAIT_POLICY says (gomp_managed_threads in
+    its source).
+    """
+    # The first call in a thread takes over the number of the process. Only after it does the thread
+    # keep its own.
+    torch.get_num_threads()
+    torch.set_num_threads(1)
 
 
 def _read(path: Path) -> int | None:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from hdm.training.process.memory_use import system_memory_bytes
+from hdm.training.process.threads import compute_with_one_thread_here
 from hdm.training.state import checkpoint
 
 Sets = Mapping[str, Mapping[str, Tensor]]
@@ -37,7 +38,7 @@ class CheckpointWriter:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._thread = ThreadPoolExecutor(1, "checkpoint", compute_with_one_thread_here)
         self._under_way: Future[None] | None = None
         self._buffers: Future[Buffers | None] | None = None
 
