@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import stat
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -255,7 +256,14 @@ def _garbage(path: Path, output: Path, why: str) -> list[Garbage]:
         return []
     used = last_used(path) if path == output and path.is_dir() else states[0].st_mtime
     # Blocks, of 512 bytes on every file system: what becomes free, not what the files hold.
-    return [Garbage(path, output, why, sum(state.st_blocks * 512 for state in states), used)]
+    # Of a tar that two downloads share, half: both may be removed.
+    num_bytes = sum(state.st_blocks * 512 // _names(state) for state in states)
+    return [Garbage(path, output, why, num_bytes, used)]
+
+
+def _names(state: os.stat_result) -> int:
+    """The number of names of a file; 1 for a folder, whose links are its folders."""
+    return state.st_nlink if stat.S_ISREG(state.st_mode) else 1
 
 
 def _all_in(path: Path) -> list[Path]:

@@ -36,6 +36,7 @@ import xxhash
 from hdm.errors import DamagedError, HdmError, InputError, LockedError
 from hdm.files import (
     TEMPORARY,
+    aside_of,
     canonical_json,
     check_regular,
     explain_os_error,
@@ -268,10 +269,14 @@ class Store:
             )
         return output
 
-    def manifests(self) -> list[Path]:
-        """The folders that hold a manifest, valid or not, in order of name and digest."""
+    def manifests(self, name: str = "*") -> list[Path]:
+        """The folders that hold a manifest, valid or not, in order of name and digest.
+
+        Args:
+            name: only of outputs of this name.
+        """
         folders = []
-        for path in sorted(self.root.glob(f"*/*/{MANIFEST}")):
+        for path in sorted(self.root.glob(f"{name}/*/{MANIFEST}")):
             folder = path.parent
             # Set aside as damaged, or renamed by `hdm gc`, which is removing it.
             if folder.name.endswith(DAMAGED) or folder.name.startswith(TEMPORARY):
@@ -279,9 +284,13 @@ class Store:
             folders.append(folder)
         return folders
 
-    def outputs(self) -> Iterator[Output]:
-        """Every finished output. Damaged and unreadable ones are left out and logged."""
-        for folder in self.manifests():
+    def outputs(self, name: str = "*") -> Iterator[Output]:
+        """Every finished output. Damaged and unreadable ones are left out and logged.
+
+        Args:
+            name: only outputs of this name.
+        """
+        for folder in self.manifests(name):
             try:
                 yield read_at_home(folder)
             except FileNotFoundError:
@@ -356,6 +365,26 @@ class Folder:
                 self.path / JOURNAL, canonical_json({**line, "line_xxh3": _line_hash(line)})
             )
         self.records[name] = record
+
+    def share(self, name: str, twin: Path) -> None:
+        """Let a finished file take no room of its own: it becomes a hard link of an equal file of
+        another output. Where that is damaged, or the file system has no links, it stays as it is.
+
+        Args:
+            name: of the file, in the output's folder.
+            twin: a file that should be equal.
+        """
+        linked = aside_of(self.path / name)
+        with contextlib.suppress(OSError):
+            os.link(twin, linked)
+            # Compared once it is linked: the other output's name may lead elsewhere at any time.
+            if fast_hash(linked) == self.records[name].xxh3:
+                linked.replace(self.path / name)
+                sync(self.path)
+        # Also where both are one file already: renaming a file to another name of itself does
+        # nothing.
+        with contextlib.suppress(OSError):
+            linked.unlink()
 
     def write_json(
         self,
@@ -849,17 +878,33 @@ def in_use(folders: Iterable[Path]) -> Iterator[None]:
     """
     with contextlib.ExitStack() as stack:
         for folder in folders:
-            path = folder / USED
-            try:
+            # Where this user cannot write, nothing is recorded.
+            with contextlib.suppress(HdmError):
+                path = folder / USED
                 _clear_for_file(path)
                 with _writing(path):
                     # `hdm gc` takes this time for the last use.
                     path.touch()
-                stack.enter_context(locked(path, f"{folder} (it is being removed)", shared=True))
-            except LockedError:
-                raise
-            except HdmError:
-                continue  # another user's output: its owner can remove it in any case
+            stack.enter_context(held(folder))
+        yield
+
+
+@contextlib.contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Keep `hdm gc` from removing an output during the block. Unlike `in_use`, it does not count as
+    a use for which the output is kept afterwards.
+
+    Raises:
+        LockedError: it is being removed.
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            what = f"{folder} (it is being removed)"
+            stack.enter_context(locked(folder / USED, what, shared=True))
+        except LockedError:
+            raise
+        except HdmError:
+            pass  # another user's output: its owner can remove it in any case
         yield
 
 

@@ -6,21 +6,18 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import os
-import tempfile
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
+from hdm.acquisition.earlier import Earlier
 from hdm.acquisition.fetch import BlockingFetcher, Fetcher
-from hdm.acquisition.items import Item, Unreadable, Url
-from hdm.closing import Closing
+from hdm.acquisition.items import Item, Unreadable, Url, too_large
+from hdm.acquisition.spill import Spill
 from hdm.data.shards import TarShard
 from hdm.data.tables import SAMPLES, shard_name, write_table
-from hdm.files import explain_os_error
 from hdm.pictures.decoding import Answer, Asked, Decoders
 from hdm.pictures.reading import BadImage, Header
 from hdm.progress import Tracker
@@ -142,69 +139,70 @@ async def fetch_shard(
     number: int,
     items: list[Item],
     fetcher: Fetcher,
+    earlier: Earlier,
     decoders: Decoders,
     bar: Tracker,
 ) -> None:
-    """Fetch a shard's items, many at once, and write the shard in their order."""
-    with _Spill(draft.scratch) as spill:
+    """Fetch a shard's items that no earlier download has, many at once, and write the shard in
+    their order.
+    """
+    # On disk: in memory, bodies that arrive before a slow one could fill it.
+    with Spill(draft.scratch) as spill:
         # All requests of a shard at once; the fetcher bounds how many of them run.
         async with asyncio.TaskGroup() as tasks:
             fetched = []
             for item in items:
-                fetched.append(tasks.create_task(_fetch(item, fetcher, decoders, spill, bar)))
+                one = _take(item, fetcher, earlier, decoders, spill, bar)
+                fetched.append(tasks.create_task(one))
         results = [task.result() for task in fetched]
         # Read when it is written, so that memory holds one body at a time.
         loaded = ((sample, spill.read(offset, sample.num_bytes)) for sample, offset in results)
         # Writing blocks: in a thread it does not hold up the other shards' requests.
         await asyncio.to_thread(write_shard, draft, number, loaded)
+        await asyncio.to_thread(earlier.share, draft, shard_name("images", number, "tar"))
 
 
-async def _fetch(
-    item: Item, fetcher: Fetcher, decoders: Decoders, spill: _Spill, bar: Tracker
+async def _take(
+    item: Item,
+    fetcher: Fetcher,
+    earlier: Earlier,
+    decoders: Decoders,
+    spill: Spill,
+    bar: Tracker,
 ) -> tuple[Sample, int]:
     """The result for an item, and the offset of its bytes in the spill."""
     try:
-        loaded = item.load() if item.load else Url(item.source)
-        data = await fetcher.fetch(loaded) if isinstance(loaded, Url) else loaded
-        answer = decoders.submit(Asked(item.key, partial(bytes, data)))
-        sample = _good(item, data, await asyncio.wrap_future(answer))
+        result = await _taken_again(item, fetcher.settings.max_bytes, earlier, decoders, spill)
+        if result is None:
+            loaded = item.load() if item.load else Url(item.source)
+            data = await fetcher.fetch(loaded) if isinstance(loaded, Url) else loaded
+            result = await _kept(item, data, decoders, spill)
     except (Unreadable, BadImage) as refusal:
-        sample = Sample(item, refusal.status, refusal.message)
-        offset = 0
-    else:
-        offset = spill.append(data)
-    bar.advance()
-    return sample, offset
+        result = Sample(item, refusal.status, refusal.message), 0
+    bar.advance(note=f"{earlier.reused} reused" if earlier.reused else "")
+    return result
 
 
-class _Spill(Closing):
-    """Bodies that wait on disk until it is their turn. In memory, those that arrive before a slow
-    one could fill it.
+async def _taken_again(
+    item: Item, max_bytes: int, earlier: Earlier, decoders: Decoders, spill: Spill
+) -> tuple[Sample, int] | None:
+    """The result for an item whose bytes an earlier download holds, as if they had been fetched;
+    None if there are none.
     """
+    if item.load is not None:  # its source is not a URL
+        return None
+    async with earlier.picture(item.key) as data:
+        if data is None:
+            return None
+        if len(data) > max_bytes:
+            raise too_large(max_bytes)
+        return await _kept(item, data, decoders, spill)
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        # Closed in `close`.
-        self._file = tempfile.TemporaryFile(dir=folder, buffering=0)  # noqa: SIM115
-        self._end = 0
 
-    def close(self) -> None:
-        self._file.close()
-
-    def append(self, data: bytes) -> int:
-        offset = self._end
-        try:
-            # An unbuffered write may write only part of the data.
-            while data:
-                num_written = self._file.write(data)
-                self._end += num_written
-                data = data[num_written:]
-        except OSError as error:
-            raise explain_os_error(error, self.folder) from error
-        return offset
-
-    def read(self, offset: int, num_bytes: int) -> bytes:
-        return os.pread(self._file.fileno(), num_bytes, offset)
+async def _kept(item: Item, data: bytes, decoders: Decoders, spill: Spill) -> tuple[Sample, int]:
+    answer = decoders.submit(Asked(item.key, partial(bytes, data)))
+    sample = _good(item, data, await asyncio.wrap_future(answer))
+    return sample, spill.append(data)
 
 
 def _good(item: Item, data: bytes, answer: Answer) -> Sample:

@@ -6,7 +6,8 @@ unchanged.
     inventory.json           what became of every file, line and column of the source, with a sample
                              of the captions
 
-A shard is finished when both of its files exist. A rerun makes the unfinished shards.
+A shard is finished when both of its files exist. A rerun makes the unfinished shards. Pictures of
+listed URLs that a finished download of the store holds are taken from it.
 """
 
 from __future__ import annotations
@@ -18,11 +19,13 @@ from collections import Counter
 from collections.abc import Callable, Coroutine, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 from hdm.acquisition.collect import fetch_shard, forget, is_whole, load_pictures, write_shard
+from hdm.acquisition.earlier import Earlier, earlier_downloads
 from hdm.acquisition.fetch import PASSING, BlockingFetcher, Fetcher
 from hdm.acquisition.inventory import EXAMPLES, Inventory, summary_lines
 from hdm.acquisition.inventory import NAME as INVENTORY
@@ -127,7 +130,14 @@ def make(
             first = islice(reader.items(inventory), pipeline.download.max_items)
             items = map(inventory.arrived, first)
             if reader.fetched:
-                _run(_fetch_shards(pipeline, items, draft, ready, decoders, tally, bar))
+                work = partial(_fetch_shards, pipeline, items, draft, ready, decoders, tally, bar)
+                reusing = pipeline.download.reuse and identity.config["kind"] == "urls"
+                outputs = earlier_downloads(store, identity) if reusing else []
+                with Earlier(outputs, draft.scratch) as earlier:
+                    _run(work(earlier))
+                earlier.report()
+                # Not in the manifest: what a store has seen before changes no output.
+                draft.figures["reused"] = earlier.reused
             else:
                 with BlockingFetcher(pipeline.download, ready.hosts) as fetcher:
                     _load_shards(pipeline, items, draft, decoders, fetcher, tally, bar)
@@ -275,11 +285,12 @@ async def _fetch_shards(
     decoders: Decoders,
     tally: _Tally,
     bar: Tracker,
+    earlier: Earlier,
 ) -> None:
     free = asyncio.Semaphore(OPEN_SHARDS)
 
     async def fetch(number: int, shard: list[Item]) -> None:
-        await fetch_shard(draft, number, shard, fetcher, decoders, bar)
+        await fetch_shard(draft, number, shard, fetcher, earlier, decoders, bar)
         tally.add(number)
         free.release()
 
@@ -288,6 +299,7 @@ async def _fetch_shards(
         number = 0
         while shard := list(islice(items, pipeline.download.shard_items)):
             if is_whole(draft, number):
+                earlier.reused += sum(earlier.has(item.key) for item in shard)
                 bar.advance(len(shard))
                 tally.add(number)
             else:

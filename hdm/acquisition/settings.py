@@ -10,7 +10,7 @@ from pydantic import field_validator
 from hdm import values
 from hdm.pictures.settings import WithImages
 from hdm.secrets import SecretReference
-from hdm.settings import Settings, runtime
+from hdm.settings import Settings, runtime, since
 from hdm.values import Within
 
 SourceKind = Literal["auto", "urls", "folder", "dataset", "tars", "scenes", "emoji"]
@@ -88,6 +88,13 @@ class DownloadSettings(Settings):
     """The stage stops if a larger share of the items fails. A rerun with a larger value keeps the
     finished shards.
     """
+    reuse: bool = runtime(True)
+    """Take pictures of a URL list from the store's finished downloads; false: fetch all of them,
+    because pictures have changed at their addresses. A list that is downloaded already also needs
+    another `generation`."""
+    generation: Annotated[int, Within(0, 1_000_000)] = since("0.3.0", 0)
+    """Another number makes another download, which tries again what failed; with `reuse`, it
+    fetches nothing else of a URL list."""
     allow_loopback: bool = False
     """Let URLs lead to this machine. For the embedded demo only."""
     retries: values.Retries = 3
