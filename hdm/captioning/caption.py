@@ -16,7 +16,7 @@ from hdm.captioning.settings import CaptionMaker, Pipeline
 from hdm.captioning.vision_language import VisionLanguage
 from hdm.closing import Closing
 from hdm.data.shards import ImageReader
-from hdm.data.tables import CAPTIONS, num_shards, read_table, shard_name, write_table
+from hdm.data.tables import CAPTIONS, num_shards, read_table, shard_files, shard_name, write_table
 from hdm.errors import InputError, raised_by
 from hdm.keys import Key
 from hdm.models.components import resolve, weights_digest
@@ -99,7 +99,11 @@ class Captioning(Step[int, "_Captioner"]):
     def plan(self) -> Iterator[Part[int]]:
         for number in range(num_shards(self.download, "samples")):
             kept = self.scores.counts_of(shard_name("scores", number)).get("kept", 0)
-            yield Part(number, {NAME: (shard_name("captions", number),)}, kept)
+            reads = {
+                "download": shard_files(number),
+                "filter": (shard_name("scores", number),),
+            }
+            yield Part(number, {NAME: (shard_name("captions", number),)}, kept, reads)
 
     def open(self) -> _Captioner:
         return _Captioner(self.pipeline, self.download)

@@ -17,7 +17,7 @@ from hdm import parts
 from hdm.curation.downloaded import Picture, Pictures, num_items
 from hdm.curation.look import EMBED_SIDE_PX, look
 from hdm.curation.settings import Pipeline
-from hdm.data.tables import num_shards, shard_name
+from hdm.data.tables import num_shards, shard_files, shard_name
 from hdm.errors import InputError
 from hdm.keys import Key
 from hdm.parts import Files, Folders, Part, Step, drafts_of
@@ -92,7 +92,7 @@ class Look(ABC):
         with drafts_of(store, identity, others) as drafts:
             looks = tuple(one for one in (self, *also) if one.name in drafts)
             step = Looking(pipeline, inputs["download"], looks)
-            return parts.make(step, drafts.values(), pipeline.execution)[0]
+            return parts.make(step, drafts.values(), pipeline.execution, store)[0]
 
 
 @dataclass
@@ -118,7 +118,14 @@ class Looking(Step[int, _Tools]):
     def plan(self) -> Iterator[Part[int]]:
         for number in range(num_shards(self.download, "samples")):
             files = {one.name: one.files(number) for one in self.looks}
-            yield Part(number, files, num_items(self.download, number))
+            reads = {"download": self._reads(number)}
+            yield Part(number, files, num_items(self.download, number), reads)
+
+    def _reads(self, number: int) -> tuple[str, ...]:
+        """The files of a shard on which the looks depend."""
+        pictures, samples = shard_files(number)
+        # What is measured of pixels depends on no caption; the tar also has the keys.
+        return (pictures,) if all(one.measured for one in self.looks) else (pictures, samples)
 
     def lacking(self, part: Part[int], files: Files) -> Part[int]:
         """Leave out the looks whose tables are already there."""

@@ -62,7 +62,8 @@ class Rating(Step[int, AestheticHead]):
 
     def plan(self) -> Iterator[Part[int]]:
         for number in range(num_shards(self.embeddings, "embeddings")):
-            yield Part(number, {NAME: (shard_name("aesthetic", number),)})
+            reads = {EMBEDDINGS: (shard_name("embeddings", number),)}
+            yield Part(number, {NAME: (shard_name("aesthetic", number),)}, reads=reads)
 
     @contextmanager
     def open(self) -> Iterator[AestheticHead]:

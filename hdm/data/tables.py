@@ -164,6 +164,11 @@ def read_tables(output: Output, kind: str, columns: Sequence[str] | None = None)
     return pa.concat_tables([read_table(path, columns) for path in paths])
 
 
+def shard_files(number: int) -> tuple[str, str]:
+    """The names of a shard of a download: its pictures, and its samples."""
+    return shard_name("images", number, "tar"), shard_name("samples", number)
+
+
 def num_shards(output: Output, kind: str) -> int:
     """The number of `kind-*.parquet` tables in an output."""
     return sum(_kind(path) == kind for path in output.paths(".parquet"))

@@ -97,8 +97,10 @@ class EncodingText(Step[int | None, "_Encoder"]):
         # The empty caption serves guidance and dropped captions.
         yield Part(None, {NAME: (EMPTY_TEXT,)}, 0)
         for number in range(num_shards(self.tokens, "tokens")):
-            captions = self.tokens.counts_of(shard_name("tokens", number)).get("captions", 0)
-            yield Part(number, {NAME: (shard_name("text", number),)}, captions)
+            tokens = shard_name("tokens", number)
+            captions = self.tokens.counts_of(tokens).get("captions", 0)
+            reads = {"encode.tokens": (tokens,)}
+            yield Part(number, {NAME: (shard_name("text", number),)}, captions, reads)
 
     def open(self) -> AbstractContextManager[_Encoder]:
         return nullcontext(self.encoder)

@@ -72,7 +72,8 @@ class Tokenizing(Step[int, Tokenizer]):
 
     def plan(self) -> Iterator[Part[int]]:
         for number in range(num_shards(self.captions, "captions")):
-            yield Part(number, {NAME: (shard_name("tokens", number),)})
+            reads = {"caption": (shard_name("captions", number),)}
+            yield Part(number, {NAME: (shard_name("tokens", number),)}, reads=reads)
 
     def open(self) -> AbstractContextManager[Tokenizer]:
         return nullcontext(self.tokenizer)

@@ -11,6 +11,7 @@ from hdm.errors import LockedError
 from hdm.parts.here import make_here
 from hdm.parts.pool import make_in_pool
 from hdm.parts.step import Part, Records, Step, Task, Tools, Work
+from hdm.parts.taken_over import take_over
 from hdm.progress import track
 from hdm.settings import ExecutionSettings
 from hdm.store import Draft, Folder, Identity, Output, Store
@@ -22,6 +23,7 @@ def make(
     step: Step[Task, Tools],
     drafts: Iterable[Draft],
     execution: ExecutionSettings = HERE,
+    store: Store | None = None,
 ) -> list[Output]:
     """Make the missing parts, and finish the outputs.
 
@@ -29,6 +31,8 @@ def make(
         step: the work.
         drafts: of the outputs that it makes.
         execution: where the parts are made.
+        store: from whose outputs parts are taken over that would read the same files again; None:
+            all are made.
 
     Raises:
         ConfigError: the cluster cannot be used.
@@ -36,6 +40,8 @@ def make(
     """
     by_name = {draft.identity.name: draft for draft in drafts}
     parts = list(step.plan())
+    if store is not None:
+        take_over(parts, by_name, store)
     missing = _missing(step, parts, by_name)
     if missing:
         folders = {name: Folder(draft.path, draft.digest) for name, draft in by_name.items()}
@@ -70,7 +76,7 @@ def make_output(
 ) -> Output:
     """`make` for a step that has one output."""
     with store.draft(identity) as draft:
-        return make(step, [draft], execution)[0]
+        return make(step, [draft], execution, store)[0]
 
 
 @contextlib.contextmanager

@@ -29,11 +29,15 @@ class Part(Generic[Task]):
         task: what its step needs to make it; must be picklable.
         files: the files that it makes.
         size: its amount of work, in the unit of the step's progress.
+        reads: the files of the outputs' inputs on which it depends, by the input's name. Where they
+            are the same for another output of the same settings, its files are taken over. None:
+            it depends on more.
     """
 
     task: Task
     files: Files
     size: int = 1
+    reads: Files | None = None
 
 
 class Step(ABC, Generic[Task, Tools]):
