@@ -14,7 +14,7 @@ from flows.commands.lab import lab
 from flows.commands.status import place, show_status
 from hdm import values
 from hdm.commands.cli import app
-from hdm.errors import HdmError, InputError
+from hdm.errors import ConfigError, HdmError, InputError
 from hdm.messages import Terminal, say
 from hdm.options import File, Overrides, StoreFolder, Verbose, number
 from hdm.stage_list import stage_names
@@ -53,6 +53,14 @@ def run(
             " (execution.address; without one, a cluster of this machine)."
         ),
     ] = None,
+    retry_failed: Annotated[
+        bool,
+        typer.Option(
+            "--retry-failed",
+            help="Try the failed URLs of a finished download again: raises download.generation in"
+            " pipelines.yaml. What did not change is not made again.",
+        ),
+    ] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print a summary of the run in JSON, as the last line.")
     ] = False,
@@ -66,10 +74,23 @@ def run(
     project = Project.chosen(store, file)
     if executor is not None:
         settings = [*settings, f"execution.executor={executor}"]  # the last one wins
+    if retry_failed:
+        _retry_failed(project, name, start_from, settings)
     summary = run_pipeline(project, name, start_from, stop_after, settings, verbose)
     tell(summary, name_store=store is not None)
     if as_json:
         print_json(summary)
+
+
+def _retry_failed(project: Project, name: str, start_from: str | None, settings: list[str]) -> None:
+    from hdm.retrying import retry_failed
+
+    if start_from not in (None, "download"):
+        raise ConfigError(
+            f"--retry-failed begins with the download, and --from {start_from} comes after it",
+            do="leave --from out: finished outputs are reused",
+        )
+    console.print(escape(retry_failed(name, settings, project.file, project.store)))
 
 
 @app.command()

@@ -80,6 +80,7 @@ LONGEST_FIRST = (
     "faults/test_kill_stages.py",
     "bootstrap/test_stopped.py",
     "flows/test_full_pipeline.py",
+    "flows/test_retry_failed.py",
     "demo/test_detector.py",
     "planning/test_timed_steps.py",
     "encoding/test_threads.py",

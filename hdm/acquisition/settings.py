@@ -94,7 +94,7 @@ class DownloadSettings(Settings):
     another `generation`."""
     generation: Annotated[int, Within(0, 1_000_000)] = since("0.3.0", 0)
     """Another number makes another download, which tries again what failed; with `reuse`, it
-    fetches nothing else of a URL list."""
+    fetches nothing else of a URL list. `hdm run --retry-failed` raises it."""
     allow_loopback: bool = False
     """Let URLs lead to this machine. For the embedded demo only."""
     retries: values.Retries = 3
