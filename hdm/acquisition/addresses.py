@@ -20,23 +20,29 @@ from hdm.acquisition.items import Unreadable
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 # RFC 6052: IPv4 addresses behind this prefix are reached through a gateway.
 NAT64 = ipaddress.ip_network("64:ff9b::/96")
+# All that IANA gives out. Beyond it lie forms of IPv4 addresses for one network's own use
+# (::127.0.0.1, ::ffff:0:127.0.0.1, 64:ff9b:1::/48), some of which Python counts as global.
+GIVEN_OUT = ipaddress.ip_network("2000::/3")
+# RFC 5214: before an IPv4 address in the last half, whatever the network.
+ISATAP = (0x00005EFE, 0x02005EFE)
 LOCALHOST = "localhost"
 
 
 def is_public(address: Address) -> bool:
     """Whether an address, and every IPv4 address embedded in it, belongs to the public internet."""
     if isinstance(address, ipaddress.IPv6Address):
-        # Python counts these, and multicast addresses, as global.
-        if address.is_site_local:
-            return False
         embedded = list(filter(None, [address.ipv4_mapped, address.sixtofour]))
         embedded += address.teredo or ()
-        if address in NAT64:
-            # The last 32 bits are the IPv4 address to which the gateway connects.
-            embedded.append(ipaddress.IPv4Address(int(address) & 0xFFFFFFFF))
+        last = ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
+        if (int(address) >> 32) & 0xFFFFFFFF in ISATAP and not is_public(last):
+            return False
+        if address in NAT64:  # the gateway connects to it
+            embedded.append(last)
         # The registry does not list these forms as global, so only the embedded addresses decide.
         if embedded:
             return all(map(is_public, embedded))
+        return address in GIVEN_OUT and address.is_global
+    # Python counts multicast addresses as global.
     return address.is_global and not address.is_multicast
 
 

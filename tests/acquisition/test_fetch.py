@@ -297,8 +297,11 @@ def test_a_site_on_this_machine_cannot_name_another_one():
 
 @pytest.mark.parametrize(
     "address",
-    ["8.8.8.8", "2606:4700::1111", "::ffff:8.8.8.8", "64:ff9b::808:808", "2002:808:808::1"],
-)
+    [
+        "8.8.8.8", "2606:4700::1111", "::ffff:8.8.8.8", "64:ff9b::808:808", "2002:808:808::1",
+        "2606:4700::5efe:8.8.8.8",
+    ],
+)  # fmt: skip
 def test_public_addresses(address):
     assert is_public(ipaddress.ip_address(address))
 
@@ -310,6 +313,10 @@ def test_public_addresses(address):
         "0.0.0.0", "224.0.0.1", "240.0.0.1", "255.255.255.255", "192.0.2.1", "198.18.0.1", "::",
         "::1", "fe80::1", "fc00::1", "fec0::1", "ff02::1", "2001:db8::1", "::ffff:127.0.0.1",
         "::ffff:10.0.0.1", "64:ff9b::7f00:1", "64:ff9b::a00:1", "2002:7f00:1::", "2002:a00:1::",
+        # IPv4 addresses in forms for one network's own use: compatible, translated, NAT64, ISATAP.
+        "::127.0.0.1", "::8.8.8.8", "::ffff:0:127.0.0.1", "64:ff9b:1::7f00:1",
+        "64:ff9b:1:fffe::10.0.0.1", "2606:4700::5efe:127.0.0.1", "2606:4700::200:5efe:10.0.0.1",
+        "2002:808:808::5efe:192.168.0.1", "fe80::5efe:8.8.8.8", "100::1", "ff0e::1", "4000::1",
     ],
 )  # fmt: skip
 def test_addresses_that_are_not_public(address):
