@@ -22,19 +22,22 @@ from yarl import URL
 from hdm.acquisition.addresses import Addresses
 from hdm.acquisition.items import Unreadable, too_large
 from hdm.acquisition.settings import DownloadSettings
+from hdm.acquisition.silence import ENOUGH, Silences
 from hdm.closing import Closing
 
 T = TypeVar("T")
 MAX_REDIRECTS = 5
 MAX_WAIT_SEC = 60.0  # even if a site asks for a longer wait
 FIRST_WAIT_SEC = 0.25  # doubled at each further retry
-PER_HOST = 8  # concurrent requests to one host of the web
+PER_HOST = ENOUGH  # concurrent requests to one host of the web
+LOOK_SEC = 1.0  # how often those that wait look whether their host is given up
 
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
 BUSY = frozenset({408, 429, 500, 502, 503, 504})
-PASSING = frozenset({"timeout", "cut_off", "no_connection", "unknown_host"}) | frozenset(
-    f"http_{code}" for code in BUSY
-)
+SLOW_DOWN = "http_429"
+PASSING = frozenset(
+    {"timeout", "cut_off", "no_connection", "unknown_host", "silent_host"}
+) | frozenset(f"http_{code}" for code in BUSY)
 """Statuses of failures that may be temporary."""
 
 HEADERS = {
@@ -72,6 +75,7 @@ class Fetcher:
         # Weak, so that memory does not grow with the number of hosts.
         self._host_slots: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
         self._not_before: dict[str, float] = {}
+        self._silences = Silences(settings.retries * settings.timeout_sec, settings.timeout_sec)
 
     async def __aenter__(self) -> Fetcher:
         # Names are looked up in threads of the loop. Its own few would let a list's dead names hold
@@ -120,30 +124,53 @@ class Fetcher:
                 wait_sec = max(busy.wait_sec, FIRST_WAIT_SEC * 2**number)
             if number < self.settings.retries:
                 # Bounded: a site may ask for an absurdly long wait.
-                await asyncio.sleep(min(wait_sec, MAX_WAIT_SEC))
+                await self._rest(url, time.monotonic() + min(wait_sec, MAX_WAIT_SEC))
         raise verdict
 
     async def _try(self, url: URL) -> bytes:
         """One attempt, redirects included, within its time limit, which does not include waiting
         for a free slot.
         """
-        host = url.host or ""
+        host = _host(url)
         slots = self._host_slots.setdefault(host, asyncio.Semaphore(self._per_host))
         # The host's slot before the common one: requests that wait for a slow host leave the others
         # theirs.
         async with slots:
             # Before the common slot and outside the time limit: a host that asks for rest holds up
             # nobody else.
-            await asyncio.sleep(self._not_before.get(host, 0.0) - time.monotonic())
+            await self._rest(url, self._not_before.get(host, 0.0))
+            if not self._silences.may_be_asked(host):
+                raise Unreadable("silent_host", "its host had not answered for long")
             async with self._slots:
                 try:
                     async with asyncio.timeout(self.settings.timeout_sec):
-                        return await self._follow(url)
+                        body = await self._follow(url)
                 # First, because TimeoutError is an OSError.
                 except TimeoutError as error:
+                    self._silences.silent(host)
                     raise _Busy(Unreadable("timeout", "no whole answer in time")) from error
                 except (aiohttp.ClientError, OSError, ValueError) as error:
                     raise _explain(error) from error
+                except _Busy as busy:
+                    if busy.verdict.status == SLOW_DOWN:
+                        self._silences.silent(host, busy.wait_sec > MAX_WAIT_SEC)
+                    else:
+                        self._silences.answered(host)
+                    raise
+                except Unreadable as refusal:
+                    # Others are our own, before anybody was asked.
+                    if refusal.status.startswith("http_"):
+                        self._silences.answered(host)
+                    raise
+                self._silences.answered(host)
+                return body
+
+    async def _rest(self, url: URL, until: float) -> None:
+        """Wait until a moment of the monotonic clock, or until the URL's host is given up."""
+        while (left_sec := until - time.monotonic()) > 0:
+            if self._silences.is_given_up(_host(url)):
+                return
+            await asyncio.sleep(min(left_sec, LOOK_SEC))
 
     async def _follow(self, listed: URL) -> bytes:
         url = listed
@@ -177,7 +204,7 @@ class Fetcher:
             raise verdict
         wait_sec = _retry_after(answer.headers.get("Retry-After"))
         if answer.status == 429:  # the whole host asks for rest
-            host = answer.url.host or ""
+            host = _host(answer.url)
             rested = time.monotonic() + min(wait_sec, MAX_WAIT_SEC)
             # A later answer that asks for less does not shorten the rest.
             self._not_before[host] = max(rested, self._not_before.get(host, 0.0))
@@ -220,6 +247,10 @@ class BlockingFetcher(Closing):
     @staticmethod
     def _wait(loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, T]) -> T:
         return asyncio.run_coroutine_threadsafe(work, loop).result()
+
+
+def _host(url: URL) -> str:
+    return url.host or ""
 
 
 def _redirected(url: URL, location: str | None) -> URL:

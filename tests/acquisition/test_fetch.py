@@ -21,6 +21,7 @@ from hdm.acquisition.settings import DownloadSettings
 from tests.acquisition.misbehaving import dripping, endless, http, png
 
 HOST = "pictures.test"
+OTHER = "other.test"
 
 
 def fetch(server, url, **settings):
@@ -43,7 +44,8 @@ def fetch_all(server, urls, **settings):
             return refusal.status
 
     async def everything():
-        async with Fetcher(limits, {HOST: ("127.0.0.1", server.port)}) as fetcher:
+        place = ("127.0.0.1", server.port)
+        async with Fetcher(limits, {HOST: place, OTHER: place}) as fetcher:
             return await asyncio.gather(*(one(fetcher, url) for url in urls))
 
     found = asyncio.run(everything())
@@ -117,6 +119,71 @@ def test_an_answer_that_asks_for_less_rest_does_not_shorten_it(server):
     server.pages |= {"/slow.png": slow, "/hasty.png": hasty}
     assert fetch_all(server, ["/slow.png", "/hasty.png"]) == [png(), png()]
     assert times["again"] - times["asked"] >= 1
+
+
+def hang(connection):
+    """No answer, until the other side hangs up."""
+    connection.rfile.read()
+
+
+def beside_good_pages(server, answer, count):
+    """URLs of another host that all get one answer, each followed by one of a good picture."""
+    urls = []
+    for number in range(count):
+        server.pages[f"/good/{number}.png"] = http(png())
+        server.pages[f"/other/{number}.png"] = answer
+        urls += [f"http://{OTHER}/other/{number}.png", f"/good/{number}.png"]
+    return urls
+
+
+def asked_of_other(server):
+    return sum(count for page, count in server.asked.items() if page.startswith("/other/"))
+
+
+@pytest.mark.parametrize(
+    ("answer", "status"),
+    [(hang, "timeout"), (http(b"", "429 Slow down", Retry_After="3600"), "http_429")],
+)
+def test_a_silent_host_holds_up_no_other(server, answer, status):
+    urls = beside_good_pages(server, answer, 100)
+    found = fetch_all(server, urls, retries=1, timeout_sec=1, concurrency=8)
+    assert found[1::2] == [png()] * 100
+    assert set(found[::2]) <= {"silent_host", status}
+    assert found.count("silent_host") >= 50
+    assert asked_of_other(server) < 50  # of 200 attempts
+
+
+def test_without_another_host_nobody_is_given_up(server):
+    urls = [url for url in beside_good_pages(server, hang, 20) if OTHER in url]
+    assert fetch_all(server, urls, retries=1, timeout_sec=0.2, concurrency=8) == ["timeout"] * 20
+
+
+def test_a_host_that_answers_again_is_asked_again(server):
+    awake = threading.Event()
+    urls = beside_good_pages(
+        server, lambda c: c.wfile.write(http(png())) if awake.is_set() else hang(c), 30
+    )
+    settings = DownloadSettings(allow_loopback=True, retries=0, timeout_sec=0.5, concurrency=8)
+
+    async def status(fetcher, url):
+        try:
+            await fetcher.fetch(url if "://" in url else f"http://{HOST}{url}")
+        except Unreadable as refusal:
+            return refusal.status
+        return "ok"
+
+    async def everything():
+        place = ("127.0.0.1", server.port)
+        async with Fetcher(settings, {HOST: place, OTHER: place}) as fetcher:
+            before = await asyncio.gather(*(status(fetcher, url) for url in urls))
+            awake.set()
+            while await status(fetcher, urls[0]) == "silent_host":
+                await asyncio.sleep(0.05)
+            return before, await asyncio.gather(*(status(fetcher, url) for url in urls))
+
+    before, after = asyncio.run(everything())
+    assert "silent_host" in before
+    assert after == ["ok"] * 60
 
 
 @pytest.mark.parametrize("first", [b"", http(png(), Content_Length="9000"), http(png())[:60]])
