@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 import typer
 from rich.markup import escape
 
+from flows.commands.compare import compare
 from flows.commands.lab import lab
 from flows.commands.status import place, show_status
 from hdm import values
@@ -151,6 +152,7 @@ def status(store: StoreFolder = None) -> None:
 
 
 app.command()(lab)
+app.command()(compare)
 
 
 @app.command("save-now")

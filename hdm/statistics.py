@@ -152,19 +152,25 @@ class Estimate:
         """Half the interval's width."""
         return None if self.low is None or self.high is None else (self.high - self.low) / 2
 
-    @property
-    def detectable(self) -> float | None:
-        """The smallest true value that four of five repetitions would tell from 0."""
-        return None if self.error is None else (CONFIDENCE_95 + POWER_80) * self.error
+    def detectable(self, num_questions: int = 1) -> float | None:
+        """The smallest true value that four of five repetitions would tell from 0.
 
-    @property
-    def needed(self) -> int | None:
-        """About how many independent items would tell a true value of this size from 0 in four of
-        five repetitions; None where it cannot be said.
+        Args:
+            num_questions: that are asked at once, of which only 5 % of all askings may raise any
+                false alarm.
         """
-        if not self.detectable or not self.value:
+        if self.error is None:
             return None
-        return math.ceil(self.distinct * (self.detectable / self.value) ** 2)
+        return (float(ndtri(1 - 0.025 / num_questions)) + POWER_80) * self.error
+
+    def needed(self, num_questions: int = 1) -> int | None:
+        """About how many independent items would tell a true value of this size from 0 in four of
+        five repetitions; None where it cannot be said. Its argument is that of `detectable`.
+        """
+        detectable = self.detectable(num_questions)
+        if not detectable or not self.value:
+            return None
+        return math.ceil(self.distinct * (detectable / self.value) ** 2)
 
 
 def mean_of(values: np.ndarray, clusters: Sequence[Hashable]) -> Estimate | None:

@@ -23,11 +23,12 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from hdm.errors import InputError
 from tasks.figures import (
     Manifest,
     Pictures,
@@ -43,6 +44,9 @@ from tasks.figures import (
 )
 from tasks.moved import follow_store
 from tasks.services import alone_at, database_address, services, serving
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
 
 Event = dict[str, Any]
 SETTINGS = {
@@ -135,19 +139,67 @@ def passing(error: Exception) -> bool:
     return isinstance(error, OSError) or getattr(error, "error_code", None) in PASSING
 
 
+def tracked_outputs(root: Path, run: str) -> dict[str, str]:
+    """Name → digest of every output that a run has logged.
+
+    Args:
+        root: the store.
+        run: id of a pipeline's run, or of that of one output.
+
+    Raises:
+        InputError: there is no such run, or MLflow cannot be asked.
+    """
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client = _client(root)
+        own = client.get_run(run)
+        children = client.search_runs(
+            [own.info.experiment_id], matching({"tags.mlflow.parentRunId": run})
+        )
+    except (MlflowException, OSError) as error:
+        raise InputError(
+            f"MLflow has no run {run} that can be read: {error}",
+            where=address(root),
+            do="copy the run's id from its page, or name a pipeline",
+        ) from error
+    digests = {}
+    for one in (own, *children):
+        tags = one.data.tags
+        if "output" in tags and "digest" in tags:
+            digests[tags["output"]] = tags["digest"]
+    return digests
+
+
+def log_files(root: Path, run: str, files: Sequence[Path], folder: str) -> None:
+    """Log files as artifacts of a run, below a folder.
+
+    Args:
+        root: the store.
+        run: the run's id.
+    """
+    client = _client(root)
+    for path in files:
+        client.log_artifact(run, str(path), folder)
+
+
+def _client(root: Path) -> MlflowClient:
+    from mlflow import MlflowClient
+
+    place = address(root)
+    # The lock also covers the client's creation of the tables.
+    with alone_at(setup_lock(root)):
+        if place == database(root):  # a server does it when it starts
+            follow_store(root)
+        return MlflowClient(place, registry_uri=place)
+
+
 class Mirror:
     """A run in MLflow, event by event."""
 
     def __init__(self, root: Path) -> None:
-        from mlflow import MlflowClient
-
-        # The lock also covers the client's creation of the tables.
-        place = address(root)
-        with alone_at(setup_lock(root)):
-            if place == database(root):  # a server does it when it starts
-                follow_store(root)
-            self.root = root
-            self.client = MlflowClient(place, registry_uri=place)
+        self.root = root
+        self.client = _client(root)
         self.parent = ""
         self.experiment = ""
         self.pipeline = ""

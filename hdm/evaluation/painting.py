@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import tarfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
@@ -146,6 +147,15 @@ def tar_name(name: str, start: int) -> str:
 def read_set(folder: Path, name: str, count: int) -> list[np.ndarray]:
     """The first `count` pictures of a set, (H, W, 3) uint8 each."""
     return [np.asarray(image) for image in islice(_images(folder, name), count)]
+
+
+def read_asked(folder: Path, name: str) -> list[tuple[str, int]]:
+    """Prompt and seed of every picture of a set, as written in their files."""
+    asked = []
+    for image in _images(folder, name):
+        parameters = json.loads(image.info["parameters"])
+        asked.append((image.info["prompt"], parameters["seed"]))
+    return asked
 
 
 def read_prompts_of(folder: Path, name: str, count: int) -> list[str]:

@@ -124,7 +124,7 @@ def render(template: str, context: Mapping[str, Any]) -> bytes:
         # A misspelt name in a template is an error instead of an empty place.
         undefined=jinja2.StrictUndefined,
     )
-    environment.filters.update(percent=_percent, seconds=_seconds, number=_number, score=_score)
+    environment.filters.update(percent=percent, seconds=_seconds, number=_number, score=_score)
     return environment.get_template(template).render(context).encode()
 
 
@@ -339,7 +339,8 @@ def _pairs(
     return pairs
 
 
-def _percent(share: float) -> str:
+def percent(share: float) -> str:
+    """A share in per cent, as people read it."""
     # Without decimals where they would be zeros: 0 % and 100 %.
     decimals = 1 if 0.0005 < share < 0.9995 else 0
     return f"{100 * share:.{decimals}f}\N{NO-BREAK SPACE}%"
@@ -357,7 +358,7 @@ def _seconds(seconds: float) -> str:
 
 
 def _score(score: Mapping[str, Any]) -> str:
-    return _percent(score["value"]) if score["is_share"] else _number(score["value"])
+    return percent(score["value"]) if score["is_share"] else _number(score["value"])
 
 
 def _number(value: float) -> str:

@@ -15,9 +15,10 @@ from typing import Any
 
 import pytest
 
+from hdm.errors import InputError
 from hdm.store import Identity, Store
 from tasks.tracker import Keeper
-from tasks.tracking import database, matching
+from tasks.tracking import database, log_files, matching, tracked_outputs
 
 AT = 1_700_000_000.0
 RUN = {
@@ -400,3 +401,27 @@ def test_runs_that_begin_at_once_in_a_new_store_are_all_written_down(tmp_path: P
         assert process.returncode == 0, said
     with contextlib.closing(sqlite3.connect(root / ".services" / "mlflow.db")) as connection:
         assert connection.execute("SELECT count(*) FROM runs").fetchone() == (3,)
+
+
+def test_the_outputs_of_a_run_are_found_by_its_id(tmp_path: Path) -> None:
+    events = list(outputs(tmp_path))
+    told(tmp_path, [{**RUN, "params": {}}, *events, END])
+
+    from mlflow import MlflowClient
+
+    made = {one["name"]: one["digest"] for one in events if one["event"] == "made"}
+    found = MlflowClient(database(tmp_path), registry_uri=database(tmp_path))
+    (experiment,) = [one for one in found.search_experiments() if one.name == "demo"]
+    runs = found.search_runs([experiment.experiment_id])
+    (parent,) = [one for one in runs if one.data.tags["stage"] == "all"]
+    assert tracked_outputs(tmp_path, parent.info.run_id) == made
+    (trained,) = [one for one in runs if one.data.tags.get("output") == "train.64px"]
+    of_one = tracked_outputs(tmp_path, trained.info.run_id)
+    assert of_one == {"train.64px": made["train.64px"]}
+    page = tmp_path / "compare.html"
+    page.write_text("<p>better</p>")
+    log_files(tmp_path, parent.info.run_id, [page], "compare")
+    listed = found.list_artifacts(parent.info.run_id, "compare")
+    assert [one.path for one in listed] == ["compare/compare.html"]
+    with pytest.raises(InputError, match="MLflow has no run 0000"):
+        tracked_outputs(tmp_path, "0" * 32)
