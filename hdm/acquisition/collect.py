@@ -7,7 +7,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -22,6 +22,9 @@ from hdm.pictures.decoding import Answer, Asked, Decoders
 from hdm.pictures.reading import BadImage, Header
 from hdm.progress import Tracker
 from hdm.store import Draft
+
+FEW = 20
+"""Few items are left of a shard if it is one in so many."""
 
 
 @dataclass(frozen=True)
@@ -142,10 +145,22 @@ async def fetch_shard(
     earlier: Earlier,
     decoders: Decoders,
     bar: Tracker,
+    few_left: Callable[[], None],
 ) -> None:
     """Fetch a shard's items that no earlier download has, many at once, and write the shard in
     their order.
+
+    Args:
+        few_left: called once when most items are there.
     """
+    num_left = len(items)
+
+    def count_down(_: asyncio.Task[tuple[Sample, int]]) -> None:
+        nonlocal num_left
+        num_left -= 1
+        if num_left == len(items) // FEW:
+            few_left()
+
     # On disk: in memory, bodies that arrive before a slow one could fill it.
     with Spill(draft.scratch) as spill:
         # All requests of a shard at once; the fetcher bounds how many of them run.
@@ -154,6 +169,7 @@ async def fetch_shard(
             for item in items:
                 one = _take(item, fetcher, earlier, decoders, spill, bar)
                 fetched.append(tasks.create_task(one))
+                fetched[-1].add_done_callback(count_down)
         results = [task.result() for task in fetched]
         # Read when it is written, so that memory holds one body at a time.
         loaded = ((sample, spill.read(offset, sample.num_bytes)) for sample, offset in results)

@@ -47,7 +47,8 @@ __all__ = ["SCHEMA", "Site", "identify", "make", "open_web"]
 
 # Raised whenever a download makes something else of the same source.
 SCHEMA = 4
-OPEN_SHARDS = 4  # shards fetched at once, so that one slow item does not hold up the rest
+OPEN_SHARDS = 4  # shards of which many items are still to come
+WAITING_ITEMS = 32_000  # of open shards, those included that wait for a few slow items
 ENOUGH_ITEMS = 1000  # from this number of items on, too many failures stop the download
 
 log = logging.getLogger(__name__)
@@ -287,12 +288,15 @@ async def _fetch_shards(
     bar: Tracker,
     earlier: Earlier,
 ) -> None:
-    free = asyncio.Semaphore(OPEN_SHARDS)
+    most_open = max(OPEN_SHARDS, WAITING_ITEMS // pipeline.download.shard_items)
+    opened = asyncio.Semaphore(most_open)
+    busy = asyncio.Semaphore(OPEN_SHARDS)
 
     async def fetch(number: int, shard: list[Item]) -> None:
-        await fetch_shard(draft, number, shard, fetcher, earlier, decoders, bar)
+        # Slow items of one shard do not hold up the next ones.
+        await fetch_shard(draft, number, shard, fetcher, earlier, decoders, bar, busy.release)
         tally.add(number)
-        free.release()
+        opened.release()
 
     # An error in one shard, or too many failures, cancels the others through the group.
     async with Fetcher(pipeline.download, site.hosts) as fetcher, asyncio.TaskGroup() as tasks:
@@ -303,7 +307,8 @@ async def _fetch_shards(
                 bar.advance(len(shard))
                 tally.add(number)
             else:
-                await free.acquire()
+                await opened.acquire()
+                await busy.acquire()
                 tasks.create_task(fetch(number, shard))
             number += 1
 

@@ -23,6 +23,7 @@ from hdm.acquisition.addresses import Addresses
 from hdm.acquisition.items import Unreadable, too_large
 from hdm.acquisition.settings import DownloadSettings
 from hdm.acquisition.silence import ENOUGH, Silences
+from hdm.acquisition.slots import Slot
 from hdm.closing import Closing
 
 T = TypeVar("T")
@@ -30,6 +31,7 @@ MAX_REDIRECTS = 5
 MAX_WAIT_SEC = 60.0  # even if a site asks for a longer wait
 FIRST_WAIT_SEC = 0.25  # doubled at each further retry
 PER_HOST = ENOUGH  # concurrent requests to one host of the web
+WAITING = 8  # connections, as a multiple of the requests at once, that may wait for their sites
 LOOK_SEC = 1.0  # how often those that wait look whether their host is given up
 
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
@@ -70,6 +72,8 @@ class Fetcher:
         self.settings = settings
         self._addresses = Addresses(settings.allow_loopback, hosts)
         self._slots = asyncio.Semaphore(settings.concurrency)
+        # Those that wait for their sites have no slot, but each is an open file.
+        self._connections = asyncio.Semaphore(WAITING * settings.concurrency)
         # Politeness is for the web, not for this machine's own sites.
         self._per_host = settings.concurrency if self._addresses.hosts else PER_HOST
         # Weak, so that memory does not grow with the number of hosts.
@@ -141,10 +145,10 @@ class Fetcher:
             await self._rest(url, self._not_before.get(host, 0.0))
             if not self._silences.may_be_asked(host):
                 raise Unreadable("silent_host", "its host had not answered for long")
-            async with self._slots:
+            async with self._connections, Slot(self._slots) as slot:
                 try:
                     async with asyncio.timeout(self.settings.timeout_sec):
-                        body = await self._follow(url)
+                        body = await self._follow(url, slot)
                 # First, because TimeoutError is an OSError.
                 except TimeoutError as error:
                     self._silences.silent(host)
@@ -172,13 +176,14 @@ class Fetcher:
                 return
             await asyncio.sleep(min(left_sec, LOOK_SEC))
 
-    async def _follow(self, listed: URL) -> bytes:
+    async def _follow(self, listed: URL, slot: Slot) -> bytes:
         url = listed
         for _ in range(MAX_REDIRECTS + 1):
             # Followed by hand, because each redirect may lead to a forbidden scheme or address.
             self._addresses.check(url, listed)
             async with self._session.get(url, allow_redirects=False) as answer:
                 if answer.status not in REDIRECTS:
+                    await slot.take_back()
                     return await self._body(answer)
                 url = _redirected(url, answer.headers.get("Location"))
         raise Unreadable("too_many_redirects", f"more than {MAX_REDIRECTS} redirects")

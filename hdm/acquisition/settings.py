@@ -102,7 +102,8 @@ class DownloadSettings(Settings):
     timeout_sec: values.Seconds = runtime(30.0)
     """Time limit of each attempt."""
     concurrency: values.Workers = runtime(64)
-    """Number of concurrent requests."""
+    """Number of concurrent requests, without those that wait for their site: eight times as many
+    connections may be open."""
 
     @field_validator("encoding")
     @classmethod

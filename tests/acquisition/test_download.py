@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tarfile
 import textwrap
+import threading
 import time
 import zipfile
 from contextlib import contextmanager
@@ -204,6 +205,29 @@ def test_the_same_bytes_whatever_the_haste(faulty, tmp_path):
     )
     assert one.digest == other.digest
     assert content(one) == content(other)
+
+
+def test_slow_items_hold_up_no_later_shard(server, tmp_path):
+    """One picture of each of the first four shards comes when all others were asked for."""
+    pages = [f"/{number}.png" for number in range(120)]
+    slow = pages[:80:20]
+    all_asked = threading.Event()
+
+    def good(connection):
+        connection.wfile.write(http(png()))
+        if len(server.asked) == len(pages):
+            all_asked.set()
+
+    def waits(connection):
+        all_asked.wait()
+        connection.wfile.write(http(png()))
+
+    server.pages |= dict.fromkeys(pages, good) | dict.fromkeys(slow, waits)
+    source = write_list(tmp_path / "list.parquet", pages)
+    chosen = pipeline(source=source, shard_items=20, timeout_sec=20, retries=0)
+    output = make(tmp_path / "store", chosen, server)
+    assert output.counts["ok"] == 120
+    assert len(output.paths(".tar")) == 6
 
 
 def test_a_finished_shard_is_not_fetched_again(faulty, tmp_path):

@@ -153,6 +153,28 @@ def test_a_silent_host_holds_up_no_other(server, answer, status):
     assert asked_of_other(server) < 50  # of 200 attempts
 
 
+def test_connections_that_wait_do_not_take_the_turns_of_others(server):
+    """The first pages answer once all others were asked for, and there are two turns."""
+    others = [f"/good/{number}.png" for number in range(10)]
+    asked = []
+    all_asked = threading.Event()
+
+    def waits(connection):
+        all_asked.wait()
+        connection.wfile.write(http(png()))
+
+    def good(connection):
+        connection.wfile.write(http(png()))
+        asked.append(connection.path)
+        if len(asked) == len(others):
+            all_asked.set()
+
+    server.pages |= {"/first.png": waits, "/second.png": waits} | dict.fromkeys(others, good)
+    urls = [f"http://{OTHER}/first.png", f"http://{OTHER}/second.png", *others]
+    found = fetch_all(server, urls, retries=0, timeout_sec=20, concurrency=2)
+    assert found == [png()] * 12
+
+
 def test_without_another_host_nobody_is_given_up(server):
     urls = [url for url in beside_good_pages(server, hang, 20) if OTHER in url]
     assert fetch_all(server, urls, retries=1, timeout_sec=0.2, concurrency=8) == ["timeout"] * 20
