@@ -122,6 +122,21 @@ class Pipeline(Settings):
                     where="encode.from_larger",
                     do="leave it out",
                 )
+            larger = self.encoded_from[size]
+            if larger in self.encode.shares:
+                raise ConfigError(
+                    f"only a share of the pictures is encoded at {larger} px, from which"
+                    f" {size} px would be downscaled",
+                    where="encode.from_larger, encode.shares",
+                    do=f"leave {size} out of from_larger, or {larger} out of shares",
+                )
+        for size in self.encode.shares:
+            if self.encoded_from.get(size, size) is not None:
+                raise ConfigError(
+                    f"no phase's pictures are encoded at {size} px",
+                    where="encode.shares",
+                    do="name resolutions of train.phases that are not in from_larger",
+                )
         return self
 
 

@@ -56,12 +56,15 @@ class Resolution:
         form: LatentFormat,
         shard_bytes: float,
         kind: str = "latents",
+        groups: np.ndarray | None = None,
     ) -> Resolution:
-        """Plan an output of pictures with `width` and `height`, in files of about this size."""
+        """Plan an output of pictures with `width` and `height`, in files of about this size, by
+        group (`plan_files`).
+        """
         widths, heights = framing.sizes(
             pictures.column("width").to_numpy(), pictures.column("height").to_numpy()
         )
-        files = plan_files(widths, heights, bytes_a_pixel(form), shard_bytes)
+        files = plan_files(widths, heights, bytes_a_pixel(form), shard_bytes, groups)
         return cls(output, framing, form, list(files), kind)
 
     def name(self, file: PlannedFile) -> str:
@@ -71,6 +74,11 @@ class Resolution:
             file.number,
             self.kind,
         )
+
+    @property
+    def num_pictures(self) -> int:
+        """Number of pictures in all files."""
+        return sum(len(file.rows) for file in self.files)
 
     @property
     def num_bytes(self) -> int:
@@ -249,8 +257,8 @@ class Encoding(Step[Band, Encoders]):
         return " ".join(one.output for one in self.making)
 
     def plan(self) -> Iterator[Part[Band]]:
-        count = len(self.pictures)
         for one in self.making:
+            count = one.num_pictures
             log.info(
                 "%s: %d pictures, %.1f MB, %d bytes a picture",
                 one.output,

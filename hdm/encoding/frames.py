@@ -70,31 +70,48 @@ class Framing:
 
 @dataclass(frozen=True)
 class PlannedFile:
-    """Pictures of one shape for one file: `rows` of the table of pictures, in order."""
+    """Pictures of one shape for one file: `rows` of the table of pictures, in order; all of one
+    group.
+    """
 
     width: int
     height: int
     number: int
     rows: np.ndarray
+    group: int = 0
 
 
 def plan_files(
-    widths: np.ndarray, heights: np.ndarray, bytes_a_pixel: float, max_bytes: float
+    widths: np.ndarray,
+    heights: np.ndarray,
+    bytes_a_pixel: float,
+    max_bytes: float,
+    groups: np.ndarray | None = None,
 ) -> Iterator[PlannedFile]:
-    """Group framed pictures by shape, in order of the pictures, and split each group into files.
+    """Divide framed pictures by shape, in order of the pictures, and split each shape into files.
 
     Args:
         widths, heights: of the framed pictures, (n,) in pixels.
         bytes_a_pixel: of a stored latent, for each pixel of its picture.
         max_bytes: upper size of a file, which holds at least one picture.
+        groups: of the pictures, (n,) integers from 0 on; -1: in no file. A shape's files are
+            numbered group by group, so without the last groups the other files stay what they are.
+            None: all are of one.
     """
+    if groups is None:
+        groups = np.zeros(len(widths), np.int8)
     # np.unique sorts, so shapes come in the same order whatever the order of the pictures.
     shapes, members = np.unique(np.stack([heights, widths], 1), axis=0, return_inverse=True)
     for shape, (height, width) in enumerate(shapes.tolist()):
-        rows = np.flatnonzero(members == shape)
+        of_shape = np.flatnonzero(members == shape)
+        of_group = groups[of_shape]
         count = max(1, int(max_bytes // (height * width * bytes_a_pixel)))
-        for number, start in enumerate(range(0, len(rows), count)):
-            yield PlannedFile(width, height, number, rows[start : start + count])
+        number = 0
+        for group in range(of_group.max() + 1):
+            rows = of_shape[of_group == group]
+            for start in range(0, len(rows), count):
+                yield PlannedFile(width, height, number, rows[start : start + count], group)
+                number += 1
 
 
 def plan_bands(
@@ -102,10 +119,10 @@ def plan_bands(
 ) -> list[list[tuple[int, PlannedFile]]]:
     """Group the files of several resolutions so that most pictures are decoded only once.
 
-    Each shape of the first plan starts a band. Every shape of the other plans joins the band that
-    has most of its pictures. Two resolutions divide pictures into shapes at different aspect
-    ratios, so a picture near a boundary may be in two bands and is then decoded twice. The bands of
-    a single plan are its shapes.
+    Each shape of the first plan, or each group in it, starts a band. Every shape of the other plans
+    joins the band that has most of its pictures. Two resolutions divide pictures into shapes at
+    different aspect ratios, so a picture near a boundary may be in two bands and is then decoded
+    twice. The bands of a single plan are its shapes, group by group.
 
     Args:
         plans: `plan_files` of each resolution, all of the same pictures. The lowest resolution
@@ -132,9 +149,9 @@ def plan_bands(
 
 
 def _by_shape(plan: Sequence[PlannedFile]) -> list[list[PlannedFile]]:
-    shapes: dict[tuple[int, int], list[PlannedFile]] = {}
+    shapes: dict[tuple[int, int, int], list[PlannedFile]] = {}
     for file in plan:
-        shapes.setdefault((file.height, file.width), []).append(file)
+        shapes.setdefault((file.height, file.width, file.group), []).append(file)
     return list(shapes.values())
 
 

@@ -21,15 +21,15 @@ from hdm import parts
 from hdm.architecture import XUTConfig
 from hdm.data.latent_files import DTYPES, LatentFormat
 from hdm.encoding.crops import crop_error
-from hdm.encoding.encoder import Encoder, Encoders, Encoding, Resolution, images_of
+from hdm.encoding.encoder import Band, Encoder, Encoders, Encoding, Resolution, images_of
 from hdm.encoding.frames import Framing
-from hdm.encoding.pictures import FrameReader, Request, kept_pictures
-from hdm.encoding.settings import Pipeline
+from hdm.encoding.pictures import FrameReader, Request, kept_pictures, sixteenths
+from hdm.encoding.settings import SHARE_STEP, Pipeline
 from hdm.errors import ConfigError
 from hdm.models.autoencoder import Autoencoder, LatentShape, load_autoencoder
 from hdm.models.components import autoencoder_in, autoencoder_weights, weights_digest
 from hdm.models.devices import choose_devices, stage_batches
-from hdm.parts import drafts_of
+from hdm.parts import Files, Part, drafts_of
 from hdm.store import Draft, Identity, Output, Outputs, Store
 from hdm.values import multiples_beside
 
@@ -61,6 +61,8 @@ def identify(pipeline: Pipeline, inputs: Mapping[str, str], resolution: int) -> 
     # Part of the digest only where it is set, so that digests of untiled latents stay the same.
     if encode.tile_px is not None:
         config["tile_px"] = encode.tile_px
+    if resolution in encode.shares:
+        config["share"] = encode.shares[resolution]
     return Identity(
         output_name(resolution),
         SCHEMA,
@@ -78,11 +80,12 @@ def make(
     resolution: int,
     also: Sequence[int] = (),
 ) -> Output:
-    """Raw latents of every kept picture, in `latents-<h>x<w>-<n>.parquet`.
+    """Raw latents of every kept picture, or of the share that the settings ask for, in
+    `latents-<h>x<w>-<n>.parquet`.
 
     Args:
         also: larger resolutions. The store's missing ones are made from the same decoding, each as
-            an output of its own.
+            an output of its own; those of a share are made alone.
 
     Returns:
         The output; its counts are images, bytes (of latents), upscaled (pictures smaller than the
@@ -95,6 +98,8 @@ def make(
         InputError: the filter kept no picture.
         DoesNotFitError: a single picture does not fit in the device's memory.
     """
+    shares = pipeline.encode.shares
+    also = [size for size in also if size not in shares and resolution not in shares]
     step = EncodingLatents(pipeline, inputs, (resolution, *also))
     # This loads the autoencoder, and refuses what does not fit before any output is locked.
     step.check()
@@ -103,7 +108,7 @@ def make(
         # Resolutions that the store has, or that another run is making, are left out. This must
         # come before the first use of `making`, which is cached.
         step.sizes = tuple(size for size in step.sizes if output_name(size) in drafts)
-        return parts.make(step, drafts.values(), pipeline.execution)[0]
+        return parts.make(step, drafts.values(), pipeline.execution, store)[0]
 
 
 @dataclass(eq=False)
@@ -159,7 +164,28 @@ class EncodingLatents(Encoding):
             autoencoder.channels, 0, 0, encode.dtype, size, autoencoder.downscale, made_by
         )
         shard_bytes = encode.shard_mb * 1e6
-        return Resolution.of(self.pictures, output_name(size), framing, form, shard_bytes)
+        groups = None
+        if size in encode.shares:
+            # A sixteenth after the other, so that all shares have the same first files.
+            drawn = sixteenths(self.pictures)
+            count = round(encode.shares[size] / SHARE_STEP)
+            groups = np.where(drawn < count, drawn, np.int8(-1))
+        return Resolution.of(
+            self.pictures, output_name(size), framing, form, shard_bytes, groups=groups
+        )
+
+    def _part(self, band: Band) -> Part[Band]:
+        part = super()._part(band)
+        # Bands of several resolutions are read together, so only the files of a share, which are
+        # made alone, can be taken over from another share.
+        alone = len(self.sizes) == 1 and self.sizes[0] in self.pipeline.encode.shares
+        return replace(part, reads=self._read) if alone else part
+
+    @cached_property
+    def _read(self) -> Files:
+        """All files of both inputs: which file a picture goes to depends on every picture."""
+        names = ("download", "filter")
+        return {name: tuple(file.name for file in self.inputs[name].files) for name in names}
 
     @contextmanager
     def open(self) -> Iterator[Encoders]:

@@ -15,23 +15,27 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from hdm.chance import uniform
 from hdm.closing import Closing
 from hdm.data.shards import ImageReader
 from hdm.data.tables import num_shards, read_table, shard_name
 from hdm.encoding.cut import cut_frames
 from hdm.encoding.frames import Framing
+from hdm.encoding.settings import SHARE_STEP
 from hdm.errors import DamagedError, InputError
-from hdm.keys import Key
+from hdm.keys import Key, key_numbers
 from hdm.pictures.decoding import Asked, Decoders, picture_cost
 from hdm.pictures.reading import BadImage
 from hdm.pictures.settings import ImageSettings
 from hdm.store import Output
 
+SHARE_SEED = 0x5348415245  # another one would deal out all pictures anew
 log = logging.getLogger(__name__)
 
 
 def kept_pictures(download: Output, filter: Output) -> pa.Table:
-    """A row for each kept picture: key, shard, offset, bytes, start of sha256, width, height.
+    """A row for each kept picture: key, shard, offset, bytes, start of sha256, width, height, and
+    whether it is for training.
 
     Of a picture that was gone when its shard was downloaded again, offset, bytes and sha256 are
     null. It has a row all the same: unfinished files were planned with it.
@@ -43,7 +47,7 @@ def kept_pictures(download: Output, filter: Output) -> pa.Table:
     tables = []
     for shard in range(num_shards(filter, "scores")):
         scores = read_table(
-            filter.file(shard_name("scores", shard)), ["key", "kept", "width", "height"]
+            filter.file(shard_name("scores", shard)), ["key", "kept", "width", "height", "split"]
         )
         path = download.file(shard_name("samples", shard))
         samples = read_table(path, ["key", "offset", "bytes", "sha256"])
@@ -62,6 +66,7 @@ def kept_pictures(download: Output, filter: Output) -> pa.Table:
             "key": scores.column("key"),
             "width": scores.column("width"),
             "height": scores.column("height"),
+            "is_train": pc.equal(scores.column("split"), "train"),
             "shard": pa.array(np.full(len(scores), shard, np.int32)),
             "offset": samples.column("offset"),
             "bytes": samples.column("bytes"),
@@ -77,6 +82,15 @@ def kept_pictures(download: Output, filter: Output) -> pa.Table:
         )
     # One chunk, since rows are taken from it by their position.
     return pa.concat_tables(tables).combine_chunks()
+
+
+def sixteenths(pictures: pa.Table) -> np.ndarray:
+    """The sixteenth that each of `kept_pictures` is in, (n,) from 0 to 15: training pictures are
+    dealt out by their keys, and the first sixteenth has all others.
+    """
+    keys = key_numbers(pictures.column("key"))
+    drawn = np.floor(uniform(keys, SHARE_SEED, 0) / SHARE_STEP).astype(np.int8)
+    return np.where(pictures.column("is_train").to_numpy(), drawn, np.int8(0))
 
 
 @dataclass(frozen=True)

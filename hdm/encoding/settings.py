@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, Protocol
 
+from pydantic import model_validator
+
 from hdm import values
 from hdm.architecture import XUTConfig
+from hdm.errors import ConfigError
 from hdm.models.settings import WithAutoencoder
 from hdm.pictures.settings import WithImages
-from hdm.settings import Settings, runtime
+from hdm.settings import Settings, runtime, since
 from hdm.values import Within
+
+SHARE_STEP = 1 / 16
 
 
 class EncodeSettings(Settings):
@@ -45,6 +51,11 @@ class EncodeSettings(Settings):
     encoded. The stage prints how far they are from encoded ones; they are close only with an
     autoencoder trained for it.
     """
+    shares: dict[values.Side, Annotated[float, Within(0.0625, 1)]] = since("0.3.0", {})
+    """Resolution → share of the training pictures that are encoded at it, a multiple of 1/16, for a
+    phase that sees only some of them: `{1024: 0.4375}`. A larger share later encodes only what it
+    adds. Resolutions that are not named: all pictures.
+    """
     tile_px: Annotated[int, Within(32, 65_536)] | None = None
     """Side of the overlapping tiles in which larger pictures are encoded, for pictures that do not
     fit in memory. None: whole.
@@ -60,6 +71,18 @@ class EncodeSettings(Settings):
     """Latents may use several devices, which share the shards: auto uses every accelerator,
     `cuda:0,cuda:2` those two.
     """
+
+    @model_validator(mode="after")
+    def _check_shares(self) -> EncodeSettings:
+        for resolution, share in self.shares.items():
+            if share % SHARE_STEP:
+                low, high = (math.floor(share / SHARE_STEP), math.ceil(share / SHARE_STEP))
+                raise ConfigError(
+                    f"share {share} of {resolution} px is not a multiple of 1/16",
+                    where="encode.shares",
+                    do=f"use {low * SHARE_STEP or SHARE_STEP} or {high * SHARE_STEP}",
+                )
+        return self
 
     @property
     def framing(self) -> dict[str, Any]:

@@ -19,6 +19,8 @@ from hdm.store import Draft, FileRecord, Identity, Output, Store, held, read_at_
 
 log = logging.getLogger(__name__)
 
+EXTENT = ("share",)
+"""Settings that say which files an output has, and change none of them."""
 Hashes = Mapping[tuple[str, str], str]
 """sha256 of the files of an output's inputs, by the input's name and the file's."""
 
@@ -52,17 +54,16 @@ def _lacking(part: Part[Any], name: str, draft: Draft) -> list[str]:
 
 
 def _made_alike(identity: Identity, store: Store) -> Iterator[Output]:
-    """The finished outputs that differ from one in their inputs alone."""
+    """The finished outputs that differ from one in their inputs or extent alone."""
     for output in store.outputs(identity.name):
         if output.digest != identity.digest and _recipe(output.identity) == _recipe(identity):
             yield output
 
 
 def _recipe(identity: Identity) -> bytes:
-    """All but which inputs they are."""
-    return canonical_json(
-        [identity.schema, identity.config, identity.weights, sorted(identity.inputs)]
-    )
+    """All but which inputs they are, and how far it goes."""
+    config = {name: None if name in EXTENT else value for name, value in identity.config.items()}
+    return canonical_json([identity.schema, config, identity.weights, sorted(identity.inputs)])
 
 
 def _read_by(identity: Identity, store: Store) -> Hashes:

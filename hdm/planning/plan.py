@@ -221,7 +221,8 @@ class _Planner:
         long = width // self.downscale
         each = sizes.latent_row_bytes(self.train.model.channels, side, long)
         flops = self.encoder.flops(resolution, width) if self.encoder else 0
-        return Size(self.kept, each, flops, side * long)
+        share = self.pipeline.encode.shares.get(resolution, 1.0)
+        return Size(round(share * self.kept), each, flops, side * long)
 
     def _pictures(self) -> Size:
         settings = self.pipeline.evaluate

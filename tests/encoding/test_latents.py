@@ -8,18 +8,21 @@ import shutil
 import subprocess
 import sys
 import threading
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from PIL import Image
+from pydantic import ValidationError
 
 from hdm.config import Pipeline
 from hdm.data.latent_files import LatentFile
-from hdm.data.tables import SAMPLES, SCORES, shard_name, write_table
+from hdm.data.tables import SAMPLES, SCORES, read_table, shard_name, write_table
 from hdm.encoding import latents
 from hdm.encoding.encoder import Encoder
 from hdm.encoding.frames import plan_files
@@ -221,7 +224,7 @@ def test_devices_share_the_shards_and_make_the_same_bytes(
     small = changed(home.pipeline, shard_mb=1)
     monkeypatch.setattr(
         "hdm.encoding.encoder.plan_files",
-        lambda widths, heights, each, _: plan_files(widths, heights, each, 2000.0),
+        lambda widths, heights, each, *_: plan_files(widths, heights, each, 2000.0),
     )
     alone = contents(encode(home, small).path)
     shards = [name for name in alone if name.endswith(".parquet")]
@@ -244,7 +247,7 @@ def test_an_error_at_one_device_ends_the_others_and_keeps_what_is_finished(
 ) -> None:
     monkeypatch.setattr(
         "hdm.encoding.encoder.plan_files",
-        lambda widths, heights, each, _: plan_files(widths, heights, each, 2000.0),
+        lambda widths, heights, each, *_: plan_files(widths, heights, each, 2000.0),
     )
     path = home.inputs["download"].file("images-00001.tar")
     whole = path.read_bytes()
@@ -435,3 +438,83 @@ def test_runs_killed_at_any_moment_end_in_the_same_bytes(home, tmp_path: Path) -
         ]
         assert contents(folders[0])
         assert contents(folders[0]) == contents(folders[1])
+
+
+def share(home, of: float) -> Pipeline:
+    return changed(home.pipeline, shares={RESOLUTION: of})
+
+
+def test_a_share_is_of_the_training_pictures_and_lies_within_every_larger_one(home) -> None:
+    others = set(sorted(home.encoded)[::5])
+    table = pa.concat_tables(
+        read_table(home.inputs["filter"].file(shard_name("scores", number))) for number in (0, 1)
+    )
+    rows = {row["key"]: {**row, "split": "held_out"} for row in table.to_pylist()}
+    home.rewrite("filter", "scores", {key: rows[key] for key in others})
+    whole = rows_by_key(encode(home))
+    before = others
+    for of in (0.25, 0.5, 1.0):
+        found = rows_by_key(encode(home, share(home, of)))
+        assert before <= set(found) <= home.encoded
+        before = set(found)
+        for key, latent in found.items():
+            # Other batches, so other rounding.
+            torch.testing.assert_close(latent.float(), whole[key].float(), rtol=2e-3, atol=2e-3)
+    assert before == home.encoded
+
+
+def test_a_larger_share_encodes_only_the_rest_and_ends_in_the_same_bytes(
+    home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = encode(home, share(home, 0.25))
+    encoded = list[str]()
+    run = Encoder.run
+
+    def counted(self: Encoder, frames: Sequence[Any]) -> Any:
+        encoded.extend(frame.key for frame in frames)
+        return run(self, frames)
+
+    monkeypatch.setattr(Encoder, "run", counted)
+    large = encode(home, share(home, 0.75))
+    assert set(encoded) == set(rows_by_key(large)) - set(rows_by_key(small))
+    for record in small.files:
+        twin = large.file(record.name)
+        assert twin.stat().st_ino == small.file(record.name).stat().st_ino, "it takes no room"
+    # From nothing, in another store.
+    shutil.copytree(home.root, tmp_path / "other")
+    for output in (small, large):
+        shutil.rmtree(tmp_path / "other" / output.path.relative_to(home.root))
+    home.root = tmp_path / "other"
+    anew = encode(home, share(home, 0.75))
+    assert {record.name: record.sha256 for record in anew.files} == {
+        record.name: record.sha256 for record in large.files
+    }
+
+
+def test_all_pictures_are_not_taken_over_from_a_share(home) -> None:
+    encode(home, share(home, 1.0))
+    assert set(rows_by_key(encode(home))) == home.encoded
+
+
+def test_resolutions_of_a_share_are_made_apart(home) -> None:
+    both = changed(home.pipeline, shares={32: 0.5})
+    output = latents.make(both, identify(home, both), home.inputs, home.store, RESOLUTION, (32,))
+    assert set(rows_by_key(output)) == home.encoded
+    assert home.store.find(identify(home, both, 32)) is None
+    assert set(rows_by_key(encode(home, both, 32))) < home.encoded
+
+
+@pytest.mark.parametrize(
+    ("encode", "said"),
+    [
+        ({"shares": {256: 0.3}}, "use 0.25 or 0.3125"),
+        ({"shares": {256: 0.01}}, "at least 0.0625"),
+        ({"shares": {512: 0.5}}, "no phase's pictures are encoded at 512 px"),
+        ({"shares": {128: 0.5}, "from_larger": [128]}, "no phase's pictures are encoded at 128"),
+        ({"shares": {256: 0.5}, "from_larger": [128]}, "leave 128 out of from_larger"),
+    ],
+)
+def test_shares_that_cannot_be_made_are_refused(encode: dict[str, Any], said: str) -> None:
+    phases = [{"resolution": size, "num_images": 32, "batch_size": 8} for size in (128, 256)]
+    with pytest.raises((ConfigError, ValidationError), match=said):
+        Pipeline.model_validate({"encode": encode, "train": {"phases": phases}})
