@@ -86,9 +86,9 @@ def plan(
     four phases of the published run; --measure replaces this assumption with steps on this machine.
     All assumptions are listed below the table.
 
-    Outputs in the store are marked as done and excluded from the remaining total. Data stages run
-    on one device, and their hours count its matrix products only, without reading, decoding and the
-    network.
+    Outputs in the store are marked as done and excluded from the remaining total. Latents are
+    encoded on all cards, other data stages run on one. Their hours count matrix products only,
+    without reading, decoding and the network.
 
     Exit 0 if the remaining work fits, 3 if a training phase does not fit in the card's memory or
     the outputs do not fit on the disk.

@@ -72,7 +72,7 @@ class Question:
         pipeline: resolved.
         store: where outputs lie.
         card: the device.
-        num_gpus: number of cards that training uses.
+        num_gpus: number of cards that training and the encoding of latents use.
         live_encoders: the autoencoder runs in training, for every sample, and no latents are kept,
             as in the published run.
         measured: phase name → what its steps took on this machine.
@@ -156,7 +156,18 @@ class _Planner:
             self.notes.append(f"the work of {name} is not counted")
         elif size.flops:
             seconds = self.asked.card.seconds(size.items * size.flops, size.tokens)
-        return Row(name, size.items, round(size.items * size.bytes), seconds / 3600)
+        num_bytes = round(size.items * size.bytes)
+        return Row(name, size.items, num_bytes, seconds / 3600, self._sharing(name))
+
+    def _sharing(self, name: str) -> int:
+        """Devices that share the work of a data stage: latents are encoded on all at once."""
+        wanted = self.pipeline.encode.device
+        encoded = [size for size, larger in self.pipeline.encoded_from.items() if larger is None]
+        if name not in {f"encode.{size}px" for size in encoded}:
+            return 1
+        if wanted in ("auto", "cuda"):
+            return self.asked.num_gpus
+        return min(self.asked.num_gpus, len(set(wanted.split(","))))
 
     def _own_size(self, name: str) -> Size:
         """The size of an output whose step does not state it."""

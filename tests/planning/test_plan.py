@@ -148,3 +148,21 @@ def test_costs_in_json(tmp_path: Path) -> None:
     assert found["all"]["kwh"] == pytest.approx(0.7 * hours)
     assert found["all"]["power_money"] == pytest.approx(0.35 * hours)
     assert found["problems"] == []
+
+
+@pytest.mark.parametrize(("device", "cards"), [("auto", 4), ("cuda:0,cuda:2", 2), ("cpu", 1)])
+def test_the_hours_of_latents_are_shared_by_the_cards_that_encode_them(
+    device: str, cards: int, tmp_path: Path
+) -> None:
+    asked = pipeline("hdm-xut-fast", f"encode.device={device}")
+    rows = {}
+    for num_gpus in (1, 4):
+        question = Question(asked, Store(tmp_path), CARDS["rtx5090"], num_gpus=num_gpus)
+        rows[num_gpus] = named(make_plan(question))
+    for name, row in rows[4].items():
+        alone = rows[1][name]
+        assert row.hours == pytest.approx(alone.hours), "the work is the same"
+        if name.endswith("px") and name.startswith("encode"):
+            assert row.processes == cards
+        elif not name.startswith("train"):
+            assert row.processes == 1
