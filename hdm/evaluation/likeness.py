@@ -27,6 +27,10 @@ CLIP_NOTE = (
     "Cosines of image and prompt, with 95 % intervals of the mean from a bootstrap of prompts, of"
     " which a repeated one counts once. Exchanged prompts show the score of no similarity at all."
 )
+SELECTED_NOTE = (
+    "The same model chose the training pictures (filter.min_clip_similarity), and so is no"
+    " independent judge of images: a model that learnt its taste scores well."
+)
 DISTANCES = {
     "frechet": "Fréchet distance",
     "kernel": "Kernel distance (squared MMD, unbiased, × 1000)",
@@ -51,6 +55,8 @@ def measure(pipeline: Pipeline, outputs: Outputs) -> Measured:
     scores = list(_cosine_scores(by_set, counts))
     tables = [_cosine_table(by_set, counts)]
     notes = [CLIP_NOTE]
+    if pipeline.filter.min_clip_similarity is not None:
+        notes.append(SELECTED_NOTE)
     details: dict[str, Any] = {"clip_score": _plain(by_set), "distances": {}}
     compared = embedded.compared
     if compared is not None and comparable(compared):

@@ -15,7 +15,7 @@ from hdm.distances.frechet import frechet_distance
 from hdm.distances.kernel import kernel_distance
 from hdm.distances.neighbours import density_and_coverage, precision_and_recall
 from hdm.errors import InputError
-from hdm.evaluation import density_coverage, neighbourhoods, precision_recall
+from hdm.evaluation import density_coverage, likeness, neighbourhoods, precision_recall
 from hdm.evaluation.accuracy import accuracy
 from hdm.evaluation.contrastive_scores import comparable, frechet_distances, kernel_distances
 from hdm.evaluation.embeddings import Embedded, read_embedded, select
@@ -209,6 +209,16 @@ def test_clip_scores_and_distances_are_those_of_the_pictures(gallery, output, li
     assert "frechet" not in found
     assert "frechet_distance" not in likeness_of.scores
     assert f"needs more than {found['embed_size']} pictures" in likeness_of.tables[1]["rows"][0]
+
+
+def test_a_judge_that_chose_the_training_pictures_is_told(gallery):
+    def told(least):
+        chosen = gallery.pipeline.filter.model_copy(update={"min_clip_similarity": least})
+        pipeline = gallery.pipeline.model_copy(update={"filter": chosen})
+        return " ".join(likeness.measure(pipeline, gallery.seen()).notes)
+
+    assert "no independent judge" in told(0.2)
+    assert "no independent judge" not in told(None)
 
 
 def test_copies_of_the_very_pictures_are_no_nearer_than_these(gallery):
