@@ -13,7 +13,7 @@ from hdm.distances.jackknife import HALVED, Replicates
 from hdm.distances.kernel import kernel_distance
 from hdm.distances.neighbours import density_and_coverage, precision_and_recall
 from hdm.errors import InputError
-from hdm.evaluation.compared_runs import Asked, MeasuredRun, MeasuredSet
+from hdm.evaluation.compared_runs import ALL, COSINE, Asked, MeasuredRun, MeasuredSet
 from hdm.evaluation.contrastive_scores import comparable, prompts_of
 from hdm.evaluation.embeddings import Compared
 from hdm.evaluation.real import normal_prompt
@@ -25,6 +25,7 @@ LEVEL = 0.05
 FAR_TOO_MANY = 1000
 """Times as many prompts would be no help to anybody."""
 LIKE_REAL = "Likeness to real pictures"
+LABELS = {ALL: "everything right", COSINE: "cosine of image and prompt"}
 
 
 @dataclass(frozen=True)
@@ -238,12 +239,6 @@ def _of_set(
             apart,
             len(pairs),
         )
-
-
-LABELS = {
-    "all": "everything right",
-    "clip_score": "cosine of image and prompt",
-}
 
 
 def _of_distances(
