@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
-from rich.table import Table
 
 from hdm.errors import ConfigError, DamagedError, InputError
 from hdm.last_runs import last_runs
@@ -179,15 +178,15 @@ def _tell(comparisons: Sequence[Comparison]) -> None:
     out = Terminal(highlight=False, soft_wrap=True)
     for comparison in comparisons:
         out.print(f"[bold]{escape(summary(comparison))}[/]")
-        shown = Table(
-            "", "", comparison.first.name, comparison.second.name, "difference", "95 % interval",
-            "verdict", box=None, padding=(0, 2, 0, 0),
-        )  # fmt: skip
         for group, rows in rows_of(comparison).items():
+            out.print(f"\n[bold]{escape(group)}[/]")
+            width = max(len(row["label"]) for row in rows)
             for row in rows:
-                cells = (group, row["label"], row["first"], row["second"], row["difference"])
-                shown.add_row(*map(escape, (*cells, row["interval"], row["sentence"])))
-        out.print(shown)
+                values = f"{row['first']} → {row['second']}"
+                apart = f"{row['difference']} ({row['interval']})" if row["interval"] else ""
+                line = f"  {row['label']:<{width}}  {values}  {apart}  {row['sentence']}"
+                out.print(escape(line.rstrip()))
+        out.print()
         for note in comparison.notes:
             out.print(escape(note))
     out.print(ONE_TRAINING)

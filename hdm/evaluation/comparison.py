@@ -61,6 +61,16 @@ class Difference:
     num_questions: int = 1
 
     @property
+    def can_tell(self) -> bool:
+        """Whether it is to be judged, and there are prompts enough."""
+        return self.apart.p_value is not None and not self.bias
+
+    @property
+    def is_same(self) -> bool:
+        """Whether both runs have the same for each prompt."""
+        return not self.apart.error and not self.apart.value
+
+    @property
     def verdict(self) -> Verdict:
         """Of the second run."""
         if self.bias or self.p_holm is None:
@@ -77,7 +87,7 @@ class Difference:
         if self.verdict != "no difference shown":
             return self.verdict
         shown = f"no difference shown with {self.apart.distinct:,} prompts"
-        if not self.apart.error:
+        if self.is_same:
             return f"{shown}: both have the same for each"
         needed = self.apart.needed(self.num_questions)
         if needed is None:
@@ -186,14 +196,17 @@ def judged(comparisons: Sequence[Comparison]) -> list[Comparison]:
     asked = {}
     for number, comparison in enumerate(comparisons):
         for one in comparison.differences:
-            if one.apart.p_value is not None and not one.bias:
+            # Where both have the same for each prompt no alarm is possible, so that the others need
+            # not be the surer for it (Tarone 1990, Biometrics 46:515).
+            if one.can_tell and not one.is_same:
+                assert one.apart.p_value is not None
                 asked[f"{number} {one.name}"] = one.apart.p_value
     adjusted = holm(asked)
     results = []
     for number, comparison in enumerate(comparisons):
         differences = []
         for one in comparison.differences:
-            p_holm = adjusted.get(f"{number} {one.name}")
+            p_holm = adjusted.get(f"{number} {one.name}", 1.0 if one.can_tell else None)
             differences.append(replace(one, p_holm=p_holm, num_questions=max(1, len(asked))))
         results.append(replace(comparison, differences=differences))
     return results

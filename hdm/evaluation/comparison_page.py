@@ -129,7 +129,7 @@ def _row(one: Difference) -> dict[str, Any]:
         "floor": None if one.floor is None else _value(one, one.floor),
         "verdict": one.verdict,
         "sentence": one.sentence,
-        "difference": _signed(one, one.apart.value),
+        "difference": "none" if one.is_same else _signed(one, one.apart.value),
         "interval": "",
         "detectable": _unsigned(one, detectable) if detectable else "",
         "num_prompts": one.apart.distinct,
@@ -140,7 +140,7 @@ def _row(one: Difference) -> dict[str, Any]:
     }
     low = one.apart.low
     high = one.apart.high
-    if low is not None and high is not None:
+    if low is not None and high is not None and not one.is_same:
         row["interval"] = f"{_number(one, low)} to {_signed(one, high)}"
         # Zero in the middle, and the whole interval in view.
         reach = 1.1 * max(abs(low), abs(high)) or 1.0

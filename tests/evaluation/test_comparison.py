@@ -287,3 +287,19 @@ def test_the_command_says_what_it_cannot_compare(both, gallery, tmp_path):
     code, _, said = hdm("compare", images, "begun", "--store", tmp_path)
     assert code == 2
     assert "no finished pictures" in " ".join(said.split())
+
+
+def test_a_measure_that_is_the_same_for_each_prompt_makes_no_other_less_sure():
+    first, second = made_runs(0, better=0.6, distances=False)
+    same = {"idle": np.zeros(len(first.sets["prompts"].asked))}
+    alone = asked(first, second)
+    with_same = []
+    for run in (first, second):
+        one = run.sets["prompts"]
+        more = replace(one, numbers={**one.numbers, **same})
+        with_same.append(replace(run, sets={"prompts": more}))
+    found = by_name(asked(*with_same))
+    mean = KINDS["mean"]
+    assert found[mean].p_holm == by_name(alone)[mean].p_holm
+    assert found["prompts.idle"].verdict == "no difference shown"
+    assert found["prompts.idle"].sentence.endswith("both have the same for each")
