@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import io
+import resource
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +17,15 @@ from PIL import Image, ImageDraw, ImageEnhance, ImageFont, ImageOps
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from hdm.curation.duplicates import Criterion, find_families, find_pairs
-from hdm.curation.fingerprints import RECORD, fingerprint
+from hdm.curation.fingerprints import (
+    COLOUR_SIDE,
+    EVERYTHING,
+    GREY_SIDE,
+    RECORD,
+    VIEWS,
+    fingerprint,
+    perceptual_hashes,
+)
 from hdm.curation.settings import FilterSettings
 
 EXPLANATION = """\
@@ -196,6 +206,135 @@ def false_merges(records: np.ndarray, num_photographs: int, criterion: Criterion
         "of pictures among 8.5 million.\n"
         f"{seconds:.0f} s of CPU for the search."
     )
+
+
+SIDE = 64  # pixels a side of the pictures that are made for the growth
+POOL = 2000  # crops of photographs that these are blended from
+AT_ONCE = 2048
+MOST_COPIES = 1000
+
+
+def make_clustered(photographs: list[Image.Image], count: int, seed: int) -> np.ndarray:
+    """Fingerprints of blends of two crops, and of their copies.
+
+    The size of a cluster is drawn from a power law with exponent 3, up to MOST_COPIES: a quarter of
+    the pictures are copies, and most pairs come from the few large clusters. A copy is cropped by
+    up to 5 % a side, and differs in brightness, contrast and noise. None has a border.
+    """
+    rng = np.random.default_rng(seed)
+    pool = _pool(photographs, rng)
+    sizes = np.minimum(rng.zipf(3, count), MOST_COPIES)
+    of_base = np.repeat(np.arange(count), sizes)[:count]
+    is_copy = np.append(False, of_base[1:] == of_base[:-1])
+    picked = rng.integers(POOL, size=(count, 2))
+    weights = rng.uniform(0.4, 0.6, count).astype(np.float32)
+    orientation = rng.integers(8, size=count)
+    records = np.zeros(count, RECORD)
+    records["frame"] = EVERYTHING
+    shuffled = rng.permutation(count)  # the members of a cluster lie far apart
+    for start in range(0, count, AT_ONCE):
+        some = slice(start, start + AT_ONCE)
+        base = of_base[some]
+        share = weights[base, None, None, None]
+        pixels = share * pool[picked[base, 0]] + (1 - share) * pool[picked[base, 1]]
+        pixels = _turned(pixels, orientation[base])
+        pixels[is_copy[some]] = _changed(pixels[is_copy[some]], rng)
+        _describe(records, shuffled[some], pixels.clip(0, 255))
+    return records
+
+
+def _pool(photographs: list[Image.Image], rng: np.random.Generator) -> np.ndarray:
+    """(POOL, SIDE, SIDE, 3) float32: Y, Cb, Cr."""
+    crops = []
+    for number in range(POOL):
+        picture = photographs[number % len(photographs)]
+        width = int(rng.uniform(96, 224))
+        height = int(width * rng.uniform(0.8, 1.25))
+        left = int(rng.integers(picture.width - width + 1))
+        top = int(rng.integers(max(picture.height - height, 0) + 1))
+        part = picture.crop((left, top, left + width, min(top + height, picture.height)))
+        crops.append(np.asarray(part.convert("YCbCr").resize((SIDE, SIDE)), np.float32))
+    return np.array(crops)
+
+
+def _turned(pixels: np.ndarray, orientation: np.ndarray) -> np.ndarray:
+    turned = np.empty(pixels.shape, np.float32)
+    for number in range(8):
+        some = orientation == number
+        of_these = np.rot90(pixels[some], number % 4, axes=(1, 2))
+        turned[some] = of_these[:, :, ::-1] if number >= 4 else of_these
+    return turned
+
+
+def _changed(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    count = len(pixels)
+    low = rng.uniform(0, 0.05, (count, 2))
+    high = 1 - rng.uniform(0, 0.05, (count, 2))
+    across = _enlarging(low[:, 0], high[:, 0])
+    down = _enlarging(low[:, 1], high[:, 1])
+    changed = np.einsum("pij,pjkc->pikc", down, pixels, optimize=True)
+    changed = np.einsum("pij,pkjc->pkic", across, changed, optimize=True)
+    noise = rng.uniform(0, 8, (count, 1, 1))
+    contrast = rng.uniform(0.8, 1.2, (count, 1, 1))
+    grey = changed[..., 0] * contrast + rng.uniform(-20, 20, (count, 1, 1))
+    changed[..., 0] = grey + rng.standard_normal(grey.shape, np.float32) * noise
+    return changed
+
+
+def _enlarging(low: np.ndarray, high: np.ndarray) -> np.ndarray:
+    """(P, SIDE, SIDE): matrices that bring the share from low to high to SIDE samples."""
+    places = low[:, None] + (np.arange(SIDE) + 0.5) / SIDE * (high - low)[:, None]
+    distance = np.abs(places[:, :, None] * SIDE - 0.5 - np.arange(SIDE))
+    weights = np.maximum(1 - distance, 0)
+    matrices: np.ndarray = (weights / weights.sum(axis=2, keepdims=True)).astype(np.float32)
+    return matrices
+
+
+def _describe(records: np.ndarray, places: np.ndarray, pixels: np.ndarray) -> None:
+    grey = pixels[..., 0]
+    views = []
+    for left, top, right, bottom in VIEWS:
+        across = _shrinking(left, right)
+        views.append((_shrinking(top, bottom) @ grey @ across.T).astype(np.uint8))
+    hashes = [perceptual_hashes(view) for view in views]
+    records["views"][places] = np.stack(hashes, axis=1)
+    records["whole"][places] = hashes[0]
+    records["mirrored"][places] = perceptual_hashes(views[0][:, :, ::-1])[:, None]
+    records["grey"][places] = views[0]
+    side = SIDE // COLOUR_SIDE
+    blocks = pixels[..., 1:].reshape(-1, COLOUR_SIDE, side, COLOUR_SIDE, side, 2)
+    records["colour"][places] = blocks.mean(axis=(2, 4))
+
+
+def _shrinking(low: float, high: float) -> np.ndarray:
+    """(GREY_SIDE, SIDE): the matrix that averages the share from low to high."""
+    edges = (low + np.arange(GREY_SIDE + 1) / GREY_SIDE * (high - low)) * SIDE
+    pixels = np.arange(SIDE)
+    begin = np.maximum(edges[:-1, None], pixels)
+    end = np.minimum(edges[1:, None], pixels + 1)
+    weights = np.maximum(end - begin, 0)
+    matrix: np.ndarray = (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
+    return matrix
+
+
+@dataclass(frozen=True)
+class Search:
+    """What finding the pairs of `count` pictures took."""
+
+    count: int
+    num_pairs: int
+    seconds: float
+    gib: float
+
+
+def search(path: Path, criterion: Criterion) -> Search:
+    """Find the pairs of the fingerprints in a file. In a process of its own, whose memory counts."""
+    records = np.load(path)
+    start = time.perf_counter()
+    pairs = find_pairs(records, np.arange(len(records)), criterion)
+    seconds = time.perf_counter() - start
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return Search(len(records), len(pairs), seconds, peak / 2**20)
 
 
 def main() -> None:

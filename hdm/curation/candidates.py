@@ -1,28 +1,59 @@
 """Find all pairs of 64-bit hashes that differ in few bits, in bounded memory and without comparing
 every pair.
+
+Multi-index hashing (Norouzi, Punjani and Fleet, CVPR 2012) with the thresholds of the general
+pigeonhole principle (Qin and others, ICDE 2018). Bits are divided into bands, and each band has a
+radius. Hashes that differ in more than its radius in every one of b bands differ in at least the
+sum of the radii and b bits; where that is more than the limit, every near pair is within the radius
+of some band. So each hash is compared with those alone that a band's value and its neighbours lead
+to.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import cache
+from itertools import combinations
+from math import comb
 
 import numpy as np
 
-# Each hash has four bands of 16 bits. By the pigeonhole principle, hashes within d bits of each
-# other differ in at most d // 4 bits of at least one band.
-BANDS = 4
-BLOCK = 1 << 20  # pairs compared at once, 8 bytes each
-# Up to this number of pairs, comparing all of them is faster than sorting.
-EXHAUSTIVE = 1 << 30
+HASH_BITS = 64
+WIDEST = 24  # bits of a band: a table of 64 MiB holds where each of its values starts
+MOST_BANDS = 16
+BLOCK = 1 << 18  # hashes compared at once, some 25 bytes each
+ROWS = 1 << 15  # hashes whose neighbours are looked up at once
+SAMPLE = 1 << 16  # hashes from which the balance of each bit is estimated
+# Costs on one core, in nanoseconds: comparing two hashes of a block, looking up one neighbour of a
+# band's value, and comparing with one hash found there.
+COMPARISON = 1.0
+LOOKUP = 4.0
+CANDIDATE = 8.0
 _Pairs = tuple[np.ndarray, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Band:
+    """Some neighbouring bits of a hash: those from `shift` on."""
+
+    shift: int
+    width: int
+    radius: int
+
+    @property
+    def neighbours(self) -> int:
+        """How many values lie within the radius of one."""
+        return sum(comb(self.width, bits) for bits in range(self.radius + 1))
+
+    def of(self, hashes: np.ndarray) -> np.ndarray:
+        """(N,) uint64 → (N,) int64, the values of the band."""
+        values = (hashes >> np.uint64(self.shift)) & np.uint64((1 << self.width) - 1)
+        return values.view(np.int64)
 
 
 def similar(left: np.ndarray, right: np.ndarray, max_bits: int) -> Iterator[_Pairs]:
     """All pairs of hashes that differ in at most `max_bits` bits, each once.
-
-    Multi-index hashing (Norouzi, Punjani and Fleet, CVPR 2012): at 10 bits a hash is compared with
-    about a hundredth of the others.
 
     Args:
         left: (N,) uint64.
@@ -32,14 +63,55 @@ def similar(left: np.ndarray, right: np.ndarray, max_bits: int) -> Iterator[_Pai
     Yields:
         Positions in `left` and in `right`, in no order.
     """
-    if len(left) * len(right) <= EXHAUSTIVE or max_bits // BANDS > 3:
-        yield from _all_with_all(left, right, max_bits)
-        return
-    for band in range(BANDS):
-        yield from _agreeing(left, right, max_bits, band)
+    bands = choose_bands(len(left), len(right), max_bits)
+    if bands:
+        yield from by_bands(left, right, max_bits, bands)
+    else:
+        yield from all_with_all(left, right, max_bits)
 
 
-def _all_with_all(left: np.ndarray, right: np.ndarray, max_bits: int) -> Iterator[_Pairs]:
+def choose_bands(num_left: int, num_right: int, max_bits: int) -> tuple[Band, ...]:
+    """The bands by which hashes of evenly spread bits are compared fastest; none where comparing
+    all with all is faster.
+    """
+    least = num_left * num_right * COMPARISON
+    chosen: tuple[Band, ...] = ()
+    for count in range(1, min(max_bits + 1, MOST_BANDS) + 1):
+        bands = divide(max_bits, count)
+        cost = num_left * sum(_cost(band, num_right) for band in bands)
+        if cost < least:
+            least = cost
+            chosen = bands
+    return chosen
+
+
+def _cost(band: Band, num_right: int) -> float:
+    """Of one hash, in nanoseconds."""
+    return band.neighbours * (LOOKUP + CANDIDATE * num_right / 2**band.width)
+
+
+def divide(max_bits: int, count: int) -> tuple[Band, ...]:
+    """Bands of which every pair within `max_bits` is within the radius of at least one.
+
+    Args:
+        count: of bands, at most `max_bits` + 1.
+    """
+    # Radii that add up to this, and one bit more in each band, are more than `max_bits`.
+    radius, num_larger = divmod(max_bits - count + 1, count)
+    # One bit more of radius costs about as much as two bits of width save.
+    width = min((HASH_BITS - 2 * num_larger) // count, WIDEST)
+    bands = []
+    shift = 0
+    for number in range(count):
+        larger = number < num_larger
+        band = Band(shift, min(width + 2 * larger, WIDEST), radius + larger)
+        bands.append(band)
+        shift += band.width
+    return tuple(bands)
+
+
+def all_with_all(left: np.ndarray, right: np.ndarray, max_bits: int) -> Iterator[_Pairs]:
+    """As `similar`, by comparing every pair."""
     # Block by block, so that memory does not grow with the number of pairs.
     for start in range(0, len(right), BLOCK):
         some = right[start : start + BLOCK]
@@ -50,44 +122,171 @@ def _all_with_all(left: np.ndarray, right: np.ndarray, max_bits: int) -> Iterato
             yield row + first, column + start
 
 
-def _agreeing(left: np.ndarray, right: np.ndarray, max_bits: int, band: int) -> Iterator[_Pairs]:
-    """Pairs that are within `max_bits // BANDS` bits in this band but in no earlier one."""
-    radius = max_bits // BANDS
-    masks = _masks(radius)
-    left_order, left_starts = _sorted_by(left, band)
-    right_order, right_starts = _sorted_by(right, band)
-    sorted_right = right[right_order]
-    for value in np.flatnonzero(np.diff(left_starts)).tolist():
-        mine = left_order[left_starts[value] : left_starts[value + 1]]
-        near = value ^ masks
-        candidates = _ranges(right_starts[near], right_starts[near + 1])
-        for row, column in _all_with_all(left[mine], sorted_right[candidates], max_bits):
-            rows = mine[row]
-            columns = right_order[candidates[column]]
-            words = (left[rows] ^ right[columns]).view(np.uint16).reshape(-1, BANDS)
-            # A pair that is near in several bands was yielded for the first of them.
-            fresh = (np.bitwise_count(words[:, :band]) > radius).all(axis=1)
-            yield rows[fresh], columns[fresh]
+def by_bands(
+    left: np.ndarray, right: np.ndarray, max_bits: int, bands: tuple[Band, ...]
+) -> Iterator[_Pairs]:
+    """As `similar`, by looking up the neighbours of each hash's value in each band."""
+    if not len(left) or not len(right):
+        return
+    order = _dealt(right, bands)
+    # Equal hashes are looked up and found once, however many there are.
+    mine = _Distinct(_reordered(left, order))
+    theirs = _Distinct(_reordered(right, order))
+    for number, band in enumerate(bands):
+        for one, other in _agreeing(mine.hashes, theirs.hashes, max_bits, band):
+            different = mine.hashes[one] ^ theirs.hashes[other]
+            fresh = np.ones(len(one), bool)
+            # A pair that is near in several bands is yielded for the first of them.
+            for earlier in bands[:number]:
+                fresh &= np.bitwise_count(earlier.of(different)) > earlier.radius
+            yield from _all_equal(mine, one[fresh], theirs, other[fresh])
 
 
-def _sorted_by(hashes: np.ndarray, band: int) -> _Pairs:
-    """Positions sorted by the band's value, and where each of the 65,536 values starts in them."""
-    values = hashes.view(np.uint16).reshape(-1, BANDS)[:, band]
-    starts = np.zeros(2**16 + 1, np.int64)
-    np.cumsum(np.bincount(values, minlength=2**16), out=starts[1:])
-    return np.argsort(values, kind="stable"), starts
+def _dealt(hashes: np.ndarray, bands: tuple[Band, ...]) -> np.ndarray:
+    """(64,) the bit that goes to each place, so that every band has its share of the bits that
+    hardly vary. Bands of such bits alone would tell few hashes apart.
+    """
+    step = len(hashes) // SAMPLE + 1
+    means = _to_bits(hashes[::step]).mean(axis=0)
+    most_varied_first = np.argsort(np.abs(means - 0.5), kind="stable")
+    free = [list(range(band.shift, band.shift + band.width)) for band in bands]
+    free.append(list(range(bands[-1].shift + bands[-1].width, HASH_BITS)))
+    order = np.zeros(HASH_BITS, np.int64)
+    turn = 0
+    for bit in most_varied_first.tolist():
+        # The last list, of places outside all bands, takes what no band has room for.
+        if not any(free[:-1]):
+            order[free[-1].pop()] = bit
+            continue
+        while not free[turn % len(bands)]:
+            turn += 1
+        order[free[turn % len(bands)].pop()] = bit
+        turn += 1
+    return order
+
+
+def _reordered(hashes: np.ndarray, order: np.ndarray) -> np.ndarray:
+    """Hashes whose bit at each place is the one that `order` has there."""
+    result = np.empty(len(hashes), np.uint64)
+    for start in range(0, len(hashes), SAMPLE):
+        bits = _to_bits(hashes[start : start + SAMPLE])
+        packed = np.packbits(bits[:, order], axis=1, bitorder="little")
+        result[start : start + SAMPLE] = np.ascontiguousarray(packed).view("<u8")[:, 0]
+    return result
+
+
+def _to_bits(hashes: np.ndarray) -> np.ndarray:
+    """(N,) uint64 → (N, 64) uint8, the lowest bit first."""
+    octets = np.ascontiguousarray(hashes, "<u8").view(np.uint8).reshape(-1, HASH_BITS // 8)
+    return np.unpackbits(octets, axis=1, bitorder="little")
+
+
+class _Distinct:
+    """`hashes` are the different ones. The positions of those equal to the n-th are `places` from
+    `starts[n]` to `starts[n + 1]`.
+    """
+
+    def __init__(self, hashes: np.ndarray) -> None:
+        order = np.argsort(hashes)
+        ordered = hashes[order]
+        first = np.ones(len(hashes), bool)
+        first[1:] = ordered[1:] != ordered[:-1]
+        self.places = _small(order)
+        self.hashes = ordered[first]
+        self.starts = _small(np.append(np.flatnonzero(first), len(hashes)))
+
+    def counts(self, numbers: np.ndarray) -> np.ndarray:
+        counts: np.ndarray = self.starts[numbers + 1] - self.starts[numbers]
+        return counts
+
+
+def _small(positions: np.ndarray) -> np.ndarray:
+    """Half the memory where 32 bits are enough."""
+    return positions.astype(np.int32 if positions.max(initial=0) < 2**31 else np.int64)
+
+
+def _agreeing(left: np.ndarray, right: np.ndarray, max_bits: int, band: Band) -> Iterator[_Pairs]:
+    """Near pairs that are within the radius of the band."""
+    right_values = band.of(right)
+    starts = np.zeros(2**band.width + 1, np.int64)
+    np.cumsum(np.bincount(right_values, minlength=2**band.width), out=starts[1:])
+    starts = _small(starts)
+    right_order = _small(np.argsort(right_values))
+    del right_values
+    right_sorted = right[right_order]
+    # Rows in the order of their values look up neighbouring places of the table.
+    left_order = np.argsort(band.of(left))
+    masks = _masks(band.width, band.radius)
+    for first in range(0, len(left), ROWS):
+        rows = left_order[first : first + ROWS]
+        hashes = left[rows]
+        values = band.of(hashes)
+        for mask in masks:
+            near = values ^ mask
+            begin = starts[near]
+            count = starts[near + 1] - begin
+            some = np.flatnonzero(count)
+            for block in _blocks(count[some]):
+                part = some[block]
+                row, place = _compare(
+                    hashes[part], right_sorted, begin[part], count[part], max_bits
+                )
+                if len(row):
+                    yield rows[part[row]], right_order[place]
 
 
 @cache
-def _masks(radius: int) -> np.ndarray:
-    values = np.arange(2**16)
-    return values[np.bitwise_count(values) <= radius]
+def _masks(width: int, radius: int) -> tuple[int, ...]:
+    masks = []
+    for bits in range(radius + 1):
+        for chosen in combinations(range(width), bits):
+            masks.append(sum(1 << bit for bit in chosen))
+    return tuple(masks)
 
 
-def _ranges(starts: np.ndarray, stops: np.ndarray) -> np.ndarray:
-    """The concatenated ranges [start, stop)."""
-    lengths = stops - starts
-    ends = np.cumsum(lengths)
-    shifts = np.repeat(starts - ends + lengths, lengths)
-    ranges: np.ndarray = np.arange(ends[-1]) + shifts
+def _blocks(counts: np.ndarray) -> Iterator[slice]:
+    """Slices of rows whose counts add up to a BLOCK at most, or of one row."""
+    ends = np.cumsum(counts)
+    first = 0
+    while first < len(counts):
+        before = ends[first - 1] if first else 0
+        stop = max(int(np.searchsorted(ends, before + BLOCK, "right")), first + 1)
+        yield slice(first, stop)
+        first = stop
+
+
+def _compare(
+    hashes: np.ndarray, others: np.ndarray, begin: np.ndarray, count: np.ndarray, max_bits: int
+) -> _Pairs:
+    """Compare each hash with `count` of the others from `begin` on: rows and places of the others
+    for pairs that are near.
+    """
+    places = _ranges(begin, count)
+    different = np.repeat(hashes, count)
+    different ^= others[places]
+    hits = np.flatnonzero(np.bitwise_count(different) <= max_bits)
+    return np.searchsorted(np.cumsum(count), hits, "right"), places[hits]
+
+
+def _ranges(begin: np.ndarray, count: np.ndarray) -> np.ndarray:
+    """The concatenated ranges of `count` numbers from `begin` on."""
+    ends = np.cumsum(count)
+    ranges = np.arange(ends[-1] if len(ends) else 0)
+    ranges += np.repeat(begin - ends + count, count)
     return ranges
+
+
+def _all_equal(
+    mine: _Distinct, one: np.ndarray, theirs: _Distinct, other: np.ndarray
+) -> Iterator[_Pairs]:
+    """All pairs of positions that hold these pairs of hashes."""
+    my_counts = mine.counts(one)
+    their_counts = theirs.counts(other)
+    # Each position of the one hash, beside the other hash.
+    for block in _blocks(my_counts):
+        my_places = mine.places[_ranges(mine.starts[one[block]], my_counts[block])]
+        begin = np.repeat(theirs.starts[other[block]], my_counts[block])
+        count = np.repeat(their_counts[block], my_counts[block])
+        for inner in _blocks(count):
+            left = np.repeat(my_places[inner], count[inner])
+            yield left, theirs.places[_ranges(begin[inner], count[inner])]

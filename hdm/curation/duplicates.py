@@ -14,12 +14,13 @@ import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from hdm.curation.candidates import similar
+from hdm.curation.candidates import HASH_BITS, similar
 from hdm.curation.comparison import colours_agree, correlate, difference, mirror
 from hdm.curation.fingerprints import EVERYTHING, boxes_within
 
 MIN_CORRELATION = 0.78  # separates copies from unrelated pictures in bench/duplicates.py
 CHUNK = 2048  # pairs confirmed at once, about 50 kB each
+BATCH = 1 << 24  # candidates that wait, 8 bytes each
 MEANINGS = 4096  # embeddings compared with as many others at once
 _WHOLE = -1  # instead of an index into VIEWS: both pictures whole, with whatever border they have
 
@@ -57,29 +58,44 @@ def find_pairs(records: np.ndarray, groups: np.ndarray, criterion: Criterion) ->
     if criterion.distance == 0:
         return np.zeros((0, 2), np.int64)
     first = np.unique(groups)
-    all_pairs = [np.zeros((0, 2), np.int64)]
-    for one, other, view, mirrored in _candidates(records, first, criterion):
-        mine = records[first[one]]
-        theirs = records[first[other]]
-        alike = _confirmed(mirror(mine) if mirrored else mine, theirs, view, criterion)
-        pairs = np.stack([first[one[alike]], first[other[alike]]], axis=1)
-        all_pairs.append(np.sort(pairs, axis=1))
-    return np.unique(np.concatenate(all_pairs), axis=0)
+    found = np.zeros(0, np.uint64)
+    for candidates in _batches(_candidates(records, first, criterion)):
+        # Pairs that an earlier batch confirmed are not compared in yet another way.
+        unknown = candidates[~np.isin(candidates >> WAY_BITS, found)]
+        found = np.concatenate([found, *_confirmed(records, first, unknown, criterion)])
+    found.sort()
+    lower, higher = _places(found)
+    return np.stack([first[lower], first[higher]], axis=1)
 
 
-_Candidates = tuple[np.ndarray, np.ndarray, np.ndarray, bool]
+# A candidate is one number: the places among the first pictures of the one that comes first and of
+# the other, and the way in which they look alike. So they can be sorted by pair.
+PLACE_BITS = np.uint64(29)
+WAY_BITS = np.uint64(6)
+
+
+@dataclass(frozen=True)
+class _Ways:
+    """How the two pictures of candidates look alike: arrays (P,).
+
+    `views` are indices into VIEWS, of the frame of the one picture as the frame of the other is; or
+    _WHOLE. `swapped`: the view is that of the picture that comes first. `mirrored`: the picture
+    whose frame is compared with the view is mirrored.
+    """
+
+    views: np.ndarray
+    swapped: np.ndarray
+    mirrored: np.ndarray
 
 
 def _candidates(
     records: np.ndarray, first: np.ndarray, criterion: Criterion
-) -> Iterator[_Candidates]:
-    """Candidate pairs as positions in `first`: one picture, the other, the view of the other that
-    looks like the one, and whether the one was mirrored.
-    """
+) -> Iterator[np.ndarray]:
+    """Candidates (P,) uint64, each once."""
     count = len(first)
     whole = records["whole"][first]
     # A share such as 10 / 64 may come out just below its number of bits.
-    max_bits = int(criterion.distance * 64 + 1e-9)
+    max_bits = int(criterion.distance * HASH_BITS + 1e-9)
     turns = [(whole, records["views"][first, 0], False)]
     if criterion.mirrored:
         mirrored = records["mirrored"][first]
@@ -87,56 +103,96 @@ def _candidates(
     # Hashes of all views, one view after the other.
     views = np.ascontiguousarray(records["views"][first].T).ravel()
     for of_whole, of_frame, is_mirrored in turns:
-        yield from _chunks(similar(of_whole, whole, max_bits), count, _WHOLE, is_mirrored)
+        for one, other in similar(of_whole, whole, max_bits):
+            yield _coded(one, other, np.full(len(one), _WHOLE), is_mirrored)
         if criterion.difference is None:
-            framed = similar(np.ascontiguousarray(of_frame), views, max_bits)
-            yield from _chunks(framed, count, 0, is_mirrored)
+            for one, place in similar(of_frame, views, max_bits):
+                yield _coded(one, place % count, place // count, is_mirrored)
 
 
-def _chunks(
-    pairs: Iterator[tuple[np.ndarray, np.ndarray]], count: int, view: int, mirrored: bool
-) -> Iterator[_Candidates]:
-    """Chunks of at most CHUNK pairs, without a picture paired with itself and without the same pair
-    of whole pictures twice.
+def _coded(one: np.ndarray, other: np.ndarray, views: np.ndarray, mirrored: bool) -> np.ndarray:
+    """Candidates for views of `other` that look like `one`, without a picture paired with itself
+    and without the same pair of whole pictures twice.
     """
+    # Pairs of whole pictures are symmetric; views beyond the first are not.
+    fresh = np.where(views > 0, one != other, one < other)
+    one = one[fresh].astype(np.uint64)
+    other = other[fresh].astype(np.uint64)
+    way = ((views[fresh] - _WHOLE) << 2) + 2 * mirrored + (one > other)
+    pair = (np.minimum(one, other) << PLACE_BITS) + np.maximum(one, other)
+    return (pair << WAY_BITS) + way.astype(np.uint64)
+
+
+def _places(pairs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The places of both pictures of each pair, a candidate without its way."""
+    lower = pairs >> PLACE_BITS
+    return lower.astype(np.int64), (pairs - (lower << PLACE_BITS)).astype(np.int64)
+
+
+def _ways(candidates: np.ndarray) -> _Ways:
+    way = (candidates % (1 << WAY_BITS)).astype(np.int64)
+    return _Ways((way >> 2) + _WHOLE, (way & 1).astype(bool), (way & 2).astype(bool))
+
+
+def _batches(candidates: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
+    """Sorted batches of some BATCH candidates."""
     waiting: list[np.ndarray] = []
     size = 0
-    for one, place in pairs:
-        other = place % count
-        seen = view + place // count
-        # Pairs of whole pictures are symmetric; views beyond the first are not.
-        fresh = np.where(seen > 0, one != other, one < other)
-        waiting.append(np.stack([one[fresh], other[fresh], seen[fresh]]))
-        size += int(fresh.sum())
-        if size >= CHUNK:
-            yield from _cut(np.concatenate(waiting, axis=1), mirrored)
+    for some in candidates:
+        waiting.append(some)
+        size += len(some)
+        if size >= BATCH:
+            yield np.sort(np.concatenate(waiting))
             waiting = []
             size = 0
-    if size:
-        yield from _cut(np.concatenate(waiting, axis=1), mirrored)
-
-
-def _cut(candidates: np.ndarray, mirrored: bool) -> Iterator[_Candidates]:
-    for start in range(0, candidates.shape[1], CHUNK):
-        one, other, seen = candidates[:, start : start + CHUNK]
-        yield one, other, seen, mirrored
+    if waiting:
+        yield np.sort(np.concatenate(waiting))
 
 
 def _confirmed(
-    mine: np.ndarray, theirs: np.ndarray, views: np.ndarray, criterion: Criterion
+    records: np.ndarray, first: np.ndarray, candidates: np.ndarray, criterion: Criterion
+) -> Iterator[np.ndarray]:
+    """Those pairs of sorted candidates that show the same in one of their ways, each pair once."""
+    while len(candidates):
+        pairs = candidates >> WAY_BITS
+        heads = np.flatnonzero(np.append(True, pairs[1:] != pairs[:-1]))
+        alike = np.zeros(len(heads), bool)
+        for start in range(0, len(heads), CHUNK):
+            some = slice(start, start + CHUNK)
+            alike[some] = _alike(records, first, candidates[heads[some]], criterion)
+        yield pairs[heads[alike]]
+        # Go on with the next way of each pair that was not confirmed.
+        lacking = np.repeat(~alike, np.diff(np.append(heads, len(pairs))))
+        lacking[heads] = False
+        candidates = candidates[lacking]
+
+
+def _alike(
+    records: np.ndarray, first: np.ndarray, candidates: np.ndarray, criterion: Criterion
 ) -> np.ndarray:
+    """(P,) bool."""
+    lower, higher = _places(candidates >> WAY_BITS)
+    ways = _ways(candidates)
+    mine = records[first[np.where(ways.swapped, higher, lower)]]
+    theirs = records[first[np.where(ways.swapped, lower, higher)]]
+    mine[ways.mirrored] = mirror(mine[ways.mirrored])
     if criterion.difference is not None:
         alike: np.ndarray = difference(mine, theirs) <= criterion.difference
         return alike
+    agree = np.flatnonzero(colours_agree(mine, theirs))
+    mine = mine[agree]
+    theirs = theirs[agree]
+    views = ways.views[agree]
     whole = (views == _WHOLE)[:, None]
     frame = np.zeros(len(views), np.int64)
     my_boxes = np.where(whole, EVERYTHING, boxes_within(mine["frame"], frame))
     their_boxes = np.where(
         whole, EVERYTHING, boxes_within(theirs["frame"], np.maximum(views, frame))
     )
+    alike = np.zeros(len(candidates), bool)
     correlation = correlate(mine, my_boxes, theirs, their_boxes, MIN_CORRELATION)
-    confirmed: np.ndarray = (correlation >= MIN_CORRELATION) & colours_agree(mine, theirs)
-    return confirmed
+    alike[agree[correlation >= MIN_CORRELATION]] = True
+    return alike
 
 
 def find_copies(
