@@ -211,7 +211,7 @@ def false_merges(records: np.ndarray, num_photographs: int, criterion: Criterion
 SIDE = 64  # pixels a side of the pictures that are made for the growth
 POOL = 2000  # crops of photographs that these are blended from
 AT_ONCE = 2048
-MOST_COPIES = 1000
+MOST_COPIES = 100
 
 
 def make_clustered(photographs: list[Image.Image], count: int, seed: int) -> np.ndarray:

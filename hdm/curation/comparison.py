@@ -7,7 +7,8 @@ compares the gradients in each of 16 places.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
@@ -27,7 +28,7 @@ FLAT = 1.0
 MIN_PLACES = 4  # with fewer places that show something there is nothing to compare
 COLOURLESS = 4.0  # root mean square of Cb and Cr about grey
 MIN_COLOUR_COSINE = 0.5
-HOPELESS = 0.45  # no move makes up for a correlation this far below the threshold
+HOPELESS = 0.45  # below the threshold: no move is assumed to make up for that much
 # Share of the places that counts, the best ones. A watermark or the rest of a border may hide the
 # others.
 COUNTED = 0.875
@@ -36,106 +37,118 @@ SHIFTS = 0.02  # share of the box, each way
 FINE_SHIFTS = 0.01
 SCALES = (-0.025, 0.025)  # share of the box, at each side
 
+
+@dataclass(frozen=True)
+class _Move:
+    """A turn in degrees, and how far each side of the box moves, in shares of the box."""
+
+    degrees: int = 0
+    left: float = 0.0
+    top: float = 0.0
+    right: float = 0.0
+    bottom: float = 0.0
+
+
+def _shifts(share: float) -> tuple[_Move, ...]:
+    """To the eight neighbours."""
+    steps = (-share, 0.0, share)
+    return tuple(_Move(0, x, y, x, y) for x in steps for y in steps if x or y)
+
+
+# One group after the other, each from where the best move of the one before led.
+MOVES = (
+    tuple(_Move(degrees) for degrees in TURNS),
+    _shifts(SHIFTS),
+    tuple(_Move(0, -share, -share, share, share) for share in SCALES),
+    _shifts(FINE_SHIFTS),
+)
 # Shapes below: P pairs of pictures.
-_Move = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
-"""Small copies (P, 32, 32) and boxes (P, 4) to others."""
 
 
 def correlate(
+    first: np.ndarray, first_boxes: np.ndarray, second: np.ndarray, second_boxes: np.ndarray
+) -> np.ndarray:
+    """How well the gradients of two pictures agree within their boxes.
+
+    This is the correlation of their gradients, averaged over the best 14 of 4 × 4 places; it does
+    not depend on brightness and contrast.
+
+    Args:
+        first, second: (P,) RECORD.
+        first_boxes, second_boxes: (P, 4) left, top, right, bottom as shares of the whole picture.
+
+    Returns:
+        (P,) float32 in [-1, 1]; -1 where too little is shown to compare.
+    """
+    mine = _gradients(_resampled(first["grey"], first_boxes))
+    return _agreement(mine, _gradients(_resampled(second["grey"], second_boxes)))
+
+
+def align(
     first: np.ndarray,
     first_boxes: np.ndarray,
     second: np.ndarray,
     second_boxes: np.ndarray,
     threshold: float,
 ) -> np.ndarray:
-    """How well the gradients of two pictures agree within their boxes.
-
-    This is the correlation of their gradients, averaged over the best 14 of 4 × 4 places; it does
-    not depend on brightness and contrast. Where it misses the threshold by less than HOPELESS, one
-    picture is turned by up to 2°, shifted by up to 3 % and scaled by 5 % against the other, and the
-    best alignment counts.
-
-    Args:
-        first, second: (P,) RECORD.
-        first_boxes, second_boxes: (P, 4) left, top, right, bottom as shares of the whole picture.
-        threshold: correlation from which two pictures count as the same.
-
-    Returns:
-        (P,) float32 in [-1, 1]; -1 where too little is shown to compare.
+    """As `correlate`, after the second picture has been turned by up to 2°, shifted by up to 3 %
+    and scaled by 5 % so that it agrees best. The search is greedy, and ends at the threshold.
     """
     mine = _gradients(_resampled(first["grey"], first_boxes))
     grey = second["grey"].astype(np.float32)
-    best = _agreement(mine, _gradients(_resampled(grey, second_boxes)))
-    # The search is costly: only pairs whose verdict it can change take part.
-    near = np.flatnonzero((best < threshold) & (best > threshold - HOPELESS))
-    search = _Search(mine[near], grey[near], second_boxes[near], best[near])
-    search.take_best([_turn(degrees) for degrees in TURNS])
-    search.take_best(_shifts(SHIFTS))
-    search.take_best([_scale(share) for share in SCALES])
-    search.take_best(_shifts(FINE_SHIFTS))
-    best[near] = search.best
+    boxes = second_boxes.copy()
+    best = _agreement(mine, _gradients(_resampled(grey, boxes)))
+    for moves in MOVES:
+        low = np.flatnonzero(best < threshold)
+        best[low], grey[low], boxes[low] = _best_move(
+            moves, mine[low], grey[low], boxes[low], best[low]
+        )
     return best
 
 
-class _Search:
-    """Greedy alignment of second pictures with first ones: one kind of move after the other, each
-    starting from the best alignment so far.
+def _best_move(
+    moves: Sequence[_Move], mine: np.ndarray, grey: np.ndarray, boxes: np.ndarray, best: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """For each pair make the move after which it agrees best, or none.
 
     Args:
+        moves: tried from the same start.
         mine: (P, 16, 72), gradients of the first pictures.
         grey, boxes: (P, 32, 32) and (P, 4), the second ones.
         best: (P,), their agreement before any move.
+
+    Returns:
+        The new agreement, small copies and boxes.
     """
-
-    def __init__(
-        self, mine: np.ndarray, grey: np.ndarray, boxes: np.ndarray, best: np.ndarray
-    ) -> None:
-        self.mine = mine
-        self.grey = grey
-        self.boxes = boxes
-        self.best = best
-
-    def take_best(self, moves: Iterable[_Move]) -> None:
-        """For each pair make the move after which it agrees best, or none."""
-        grey = self.grey
-        boxes = self.boxes
-        for move in moves:
-            moved, moved_boxes = move(grey, boxes)
-            agreement = _agreement(self.mine, _gradients(_resampled(moved, moved_boxes)))
-            better = agreement > self.best
-            self.best = np.maximum(self.best, agreement)
-            self.grey = np.where(better[:, None, None], moved, self.grey)
-            self.boxes = np.where(better[:, None], moved_boxes, self.boxes)
-
-
-def _turn(degrees: float) -> _Move:
-    def move(grey: np.ndarray, boxes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        turned = grey.reshape(-1, GREY_SIDE**2) @ _turning(degrees)
-        return turned.reshape(grey.shape), boxes
-
-    return move
-
-
-def _shifts(share: float) -> list[_Move]:
-    """To the eight neighbours."""
-    steps = (-share, 0.0, share)
-    return [_shift(x, y) for x in steps for y in steps if x or y]
-
-
-def _shift(x: float, y: float) -> _Move:
-    def move(grey: np.ndarray, boxes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        size = boxes[:, 2:] - boxes[:, :2]
-        return grey, boxes + np.tile(size, 2) * np.array([x, y, x, y])
-
-    return move
-
-
-def _scale(share: float) -> _Move:
-    def move(grey: np.ndarray, boxes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        size = boxes[:, 2:] - boxes[:, :2]
-        return grey, boxes + np.tile(size, 2) * np.array([-share, -share, share, share])
-
-    return move
+    start_boxes = boxes
+    size = np.tile(boxes[:, 2:] - boxes[:, :2], 2)
+    # From the same start; moves have most of these in common.
+    turned = {0: grey}
+    across: dict[tuple[float, float], np.ndarray] = {}
+    down: dict[tuple[float, float], np.ndarray] = {}
+    rows: dict[tuple[int, float, float], np.ndarray] = {}
+    for move in moves:
+        sides = start_boxes + size * np.array([move.left, move.top, move.right, move.bottom])
+        if move.degrees not in turned:
+            flat = turned[0].reshape(-1, GREY_SIDE**2) @ _turning(move.degrees)
+            turned[move.degrees] = flat.reshape(grey.shape)
+        horizontal = (move.left, move.right)
+        if horizontal not in across:
+            across[horizontal] = _weights(sides[:, 0], sides[:, 2])
+        vertical = (move.top, move.bottom)
+        if vertical not in down:
+            down[vertical] = _weights(sides[:, 1], sides[:, 3])
+        turned_rows = (move.degrees, *vertical)
+        if turned_rows not in rows:
+            rows[turned_rows] = down[vertical] @ turned[move.degrees]
+        samples = rows[turned_rows] @ across[horizontal].transpose(0, 2, 1)
+        agreement = _agreement(mine, _gradients(samples))
+        better = agreement > best
+        best = np.maximum(best, agreement)
+        boxes = np.where(better[:, None], sides, boxes)
+        if move.degrees:
+            grey = np.where(better[:, None, None], turned[move.degrees], grey)
+    return best, grey, boxes
 
 
 @cache
@@ -225,9 +238,12 @@ def _weights(low: np.ndarray, high: np.ndarray) -> np.ndarray:
     step = (high - low) / SAMPLES * GREY_SIDE
     centres = low[:, None] * GREY_SIDE + (np.arange(SAMPLES) + 0.5) * step[:, None] - 0.5
     reach = np.maximum(step, 1)[:, None, None]
-    shares = 1 - np.abs(np.arange(GREY_SIDE) - centres[:, :, None]) / reach
-    shares = np.maximum(shares, 0).astype(np.float32)
-    weights: np.ndarray = shares / np.maximum(shares.sum(axis=2, keepdims=True), 1e-6)
+    shares = np.arange(GREY_SIDE) - centres[:, :, None]
+    np.abs(shares, out=shares)
+    shares /= reach
+    np.subtract(1, shares, out=shares)
+    weights: np.ndarray = np.maximum(shares, 0, out=shares).astype(np.float32)
+    weights /= np.maximum(weights.sum(axis=2, keepdims=True), 1e-6)
     return weights
 
 

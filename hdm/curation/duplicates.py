@@ -7,21 +7,30 @@ split.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from hdm.curation.candidates import HASH_BITS, similar
-from hdm.curation.comparison import colours_agree, correlate, difference, mirror
+from hdm.curation.comparison import (
+    HOPELESS,
+    align,
+    colours_agree,
+    correlate,
+    difference,
+    mirror,
+)
 from hdm.curation.fingerprints import EVERYTHING, boxes_within
 
 MIN_CORRELATION = 0.78  # separates copies from unrelated pictures in bench/duplicates.py
 CHUNK = 2048  # pairs confirmed at once, about 50 kB each
 BATCH = 1 << 24  # candidates that wait, 8 bytes each
 MEANINGS = 4096  # embeddings compared with as many others at once
+UNLIKE, NEARLY, ALIKE = range(3)
 _WHOLE = -1  # instead of an index into VIEWS: both pictures whole, with whatever border they have
 
 
@@ -153,46 +162,97 @@ def _confirmed(
     records: np.ndarray, first: np.ndarray, candidates: np.ndarray, criterion: Criterion
 ) -> Iterator[np.ndarray]:
     """Those pairs of sorted candidates that show the same in one of their ways, each pair once."""
+    if criterion.difference is not None:
+        found, _ = _in_turn(candidates, partial(_equal, records, first, criterion.difference))
+        yield found
+        return
+    # Moving pictures against each other takes twenty times as long as comparing them as they are.
+    found, near = _in_turn(candidates, partial(_correlated, records, first))
+    yield found
+    near = near[~np.isin(near >> WAY_BITS, found)]
+    found, _ = _in_turn(near, partial(_aligned, records, first))
+    yield found
+
+
+def _in_turn(
+    candidates: np.ndarray, compare: Callable[[np.ndarray], np.ndarray]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Compare each pair in one way after the other until it is found alike.
+
+    Args:
+        candidates: sorted.
+        compare: candidates to ALIKE, NEARLY or UNLIKE.
+
+    Returns:
+        The pairs that are alike, and sorted candidates that nearly are.
+    """
+    found = [np.zeros(0, np.uint64)]
+    near = [np.zeros(0, np.uint64)]
     while len(candidates):
         pairs = candidates >> WAY_BITS
         heads = np.flatnonzero(np.append(True, pairs[1:] != pairs[:-1]))
-        alike = np.zeros(len(heads), bool)
+        verdicts = np.zeros(len(heads), np.int8)
         for start in range(0, len(heads), CHUNK):
             some = slice(start, start + CHUNK)
-            alike[some] = _alike(records, first, candidates[heads[some]], criterion)
-        yield pairs[heads[alike]]
-        # Go on with the next way of each pair that was not confirmed.
-        lacking = np.repeat(~alike, np.diff(np.append(heads, len(pairs))))
+            verdicts[some] = compare(candidates[heads[some]])
+        found.append(pairs[heads[verdicts == ALIKE]])
+        near.append(candidates[heads[verdicts == NEARLY]])
+        lacking = np.repeat(verdicts != ALIKE, np.diff(np.append(heads, len(pairs))))
         lacking[heads] = False
         candidates = candidates[lacking]
+    return np.concatenate(found), np.sort(np.concatenate(near))
 
 
-def _alike(
-    records: np.ndarray, first: np.ndarray, candidates: np.ndarray, criterion: Criterion
-) -> np.ndarray:
-    """(P,) bool."""
+@dataclass(frozen=True)
+class _Sides:
+    """Two pictures of each candidate, the one mirrored if that is its way, and their boxes."""
+
+    mine: np.ndarray
+    my_boxes: np.ndarray
+    theirs: np.ndarray
+    their_boxes: np.ndarray
+
+
+def _sides(records: np.ndarray, first: np.ndarray, candidates: np.ndarray) -> _Sides:
     lower, higher = _places(candidates >> WAY_BITS)
     ways = _ways(candidates)
     mine = records[first[np.where(ways.swapped, higher, lower)]]
     theirs = records[first[np.where(ways.swapped, lower, higher)]]
     mine[ways.mirrored] = mirror(mine[ways.mirrored])
-    if criterion.difference is not None:
-        alike: np.ndarray = difference(mine, theirs) <= criterion.difference
-        return alike
-    agree = np.flatnonzero(colours_agree(mine, theirs))
-    mine = mine[agree]
-    theirs = theirs[agree]
-    views = ways.views[agree]
-    whole = (views == _WHOLE)[:, None]
-    frame = np.zeros(len(views), np.int64)
-    my_boxes = np.where(whole, EVERYTHING, boxes_within(mine["frame"], frame))
-    their_boxes = np.where(
-        whole, EVERYTHING, boxes_within(theirs["frame"], np.maximum(views, frame))
+    whole = (ways.views == _WHOLE)[:, None]
+    frame = np.zeros(len(candidates), np.int64)
+    of_mine = boxes_within(mine["frame"], frame)
+    of_theirs = boxes_within(theirs["frame"], np.maximum(ways.views, frame))
+    return _Sides(
+        mine,
+        np.where(whole, EVERYTHING, of_mine),
+        theirs,
+        np.where(whole, EVERYTHING, of_theirs),
     )
-    alike = np.zeros(len(candidates), bool)
-    correlation = correlate(mine, my_boxes, theirs, their_boxes, MIN_CORRELATION)
-    alike[agree[correlation >= MIN_CORRELATION]] = True
-    return alike
+
+
+def _equal(
+    records: np.ndarray, first: np.ndarray, most: float, candidates: np.ndarray
+) -> np.ndarray:
+    sides = _sides(records, first, candidates)
+    return np.where(difference(sides.mine, sides.theirs) <= most, ALIKE, UNLIKE)
+
+
+def _correlated(records: np.ndarray, first: np.ndarray, candidates: np.ndarray) -> np.ndarray:
+    sides = _sides(records, first, candidates)
+    correlation = correlate(sides.mine, sides.my_boxes, sides.theirs, sides.their_boxes)
+    verdicts = np.where(correlation > MIN_CORRELATION - HOPELESS, NEARLY, UNLIKE)
+    verdicts[correlation >= MIN_CORRELATION] = ALIKE
+    verdicts[~colours_agree(sides.mine, sides.theirs)] = UNLIKE
+    return verdicts
+
+
+def _aligned(records: np.ndarray, first: np.ndarray, candidates: np.ndarray) -> np.ndarray:
+    sides = _sides(records, first, candidates)
+    correlation = align(
+        sides.mine, sides.my_boxes, sides.theirs, sides.their_boxes, MIN_CORRELATION
+    )
+    return np.where(correlation >= MIN_CORRELATION, ALIKE, UNLIKE)
 
 
 def find_copies(
