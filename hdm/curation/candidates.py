@@ -22,14 +22,14 @@ import numpy as np
 HASH_BITS = 64
 WIDEST = 24  # bits of a band: a table of 64 MiB holds where each of its values starts
 MOST_BANDS = 16
-BLOCK = 1 << 18  # hashes compared at once, some 25 bytes each
-ROWS = 1 << 15  # hashes whose neighbours are looked up at once
+BLOCK = 1 << 16  # pairs compared at once, 10 bytes each: they stay in the cache
+ROWS = 1 << 15  # hashes whose bits are moved at once
 SAMPLE = 1 << 16  # hashes from which the balance of each bit is estimated
-# Costs on one core, in nanoseconds: comparing two hashes of a block, looking up one neighbour of a
-# band's value, and comparing with one hash found there.
-COMPARISON = 1.0
-LOOKUP = 4.0
-CANDIDATE = 8.0
+# Costs on one core, in nanoseconds: comparing two hashes, gathering what one hash of each value of a
+# band is compared with, and each neighbour of that value.
+COMPARISON = 1
+GROUP = 50_000
+NEIGHBOUR = 300
 _Pairs = tuple[np.ndarray, np.ndarray]
 
 
@@ -78,16 +78,19 @@ def choose_bands(num_left: int, num_right: int, max_bits: int) -> tuple[Band, ..
     chosen: tuple[Band, ...] = ()
     for count in range(1, min(max_bits + 1, MOST_BANDS) + 1):
         bands = divide(max_bits, count)
-        cost = num_left * sum(_cost(band, num_right) for band in bands)
+        cost = sum(_cost(band, num_left, num_right) for band in bands)
         if cost < least:
             least = cost
             chosen = bands
     return chosen
 
 
-def _cost(band: Band, num_right: int) -> float:
-    """Of one hash, in nanoseconds."""
-    return band.neighbours * (LOOKUP + CANDIDATE * num_right / 2**band.width)
+def _cost(band: Band, num_left: int, num_right: int) -> int:
+    """In nanoseconds."""
+    num_values = 1 << band.width
+    comparisons = num_left * num_right * band.neighbours // num_values
+    groups = min(num_left, num_values) * (GROUP + NEIGHBOUR * band.neighbours)
+    return comparisons * COMPARISON + groups
 
 
 def divide(max_bits: int, count: int) -> tuple[Band, ...]:
@@ -118,8 +121,10 @@ def all_with_all(left: np.ndarray, right: np.ndarray, max_bits: int) -> Iterator
         rows = max(BLOCK // len(some), 1)
         for first in range(0, len(left), rows):
             bits = np.bitwise_count(left[first : first + rows, None] ^ some)
-            row, column = np.divmod(np.flatnonzero(bits <= max_bits), len(some))
-            yield row + first, column + start
+            hits = np.flatnonzero(bits <= max_bits)
+            if len(hits):
+                row, column = np.divmod(hits, len(some))
+                yield row + first, column + start
 
 
 def by_bands(
@@ -167,11 +172,12 @@ def _dealt(hashes: np.ndarray, bands: tuple[Band, ...]) -> np.ndarray:
 
 def _reordered(hashes: np.ndarray, order: np.ndarray) -> np.ndarray:
     """Hashes whose bit at each place is the one that `order` has there."""
-    result = np.empty(len(hashes), np.uint64)
-    for start in range(0, len(hashes), SAMPLE):
-        bits = _to_bits(hashes[start : start + SAMPLE])
-        packed = np.packbits(bits[:, order], axis=1, bitorder="little")
-        result[start : start + SAMPLE] = np.ascontiguousarray(packed).view("<u8")[:, 0]
+    result = np.zeros(len(hashes), np.uint64)
+    for start in range(0, len(hashes), ROWS):
+        some = hashes[start : start + ROWS]
+        moved = result[start : start + ROWS]
+        for place, bit in enumerate(order.tolist()):
+            moved |= ((some >> np.uint64(bit)) & np.uint64(1)) << np.uint64(place)
     return result
 
 
@@ -207,41 +213,39 @@ def _small(positions: np.ndarray) -> np.ndarray:
 
 def _agreeing(left: np.ndarray, right: np.ndarray, max_bits: int, band: Band) -> Iterator[_Pairs]:
     """Near pairs that are within the radius of the band."""
+    left_order = np.argsort(band.of(left))
+    left_sorted = left[left_order]
+    values, left_starts = np.unique(band.of(left_sorted), return_index=True)
+    left_ends = np.append(left_starts[1:], len(left))
     right_values = band.of(right)
     starts = np.zeros(2**band.width + 1, np.int64)
     np.cumsum(np.bincount(right_values, minlength=2**band.width), out=starts[1:])
-    starts = _small(starts)
     right_order = _small(np.argsort(right_values))
     del right_values
     right_sorted = right[right_order]
-    # Rows in the order of their values look up neighbouring places of the table.
-    left_order = np.argsort(band.of(left))
     masks = _masks(band.width, band.radius)
-    for first in range(0, len(left), ROWS):
-        rows = left_order[first : first + ROWS]
-        hashes = left[rows]
-        values = band.of(hashes)
-        for mask in masks:
-            near = values ^ mask
-            begin = starts[near]
-            count = starts[near + 1] - begin
-            some = np.flatnonzero(count)
-            for block in _blocks(count[some]):
-                part = some[block]
-                row, place = _compare(
-                    hashes[part], right_sorted, begin[part], count[part], max_bits
-                )
-                if len(row):
-                    yield rows[part[row]], right_order[place]
+    groups = zip(values.tolist(), left_starts.tolist(), left_ends.tolist(), strict=True)
+    for value, first, last in groups:
+        near = masks ^ value
+        begins = starts[near]
+        ends = starts[near + 1]
+        # Slices are copied faster than single hashes are picked.
+        ranges = zip(begins.tolist(), ends.tolist(), strict=True)
+        others = np.concatenate([right_sorted[begin:end] for begin, end in ranges])
+        for row, place in all_with_all(left_sorted[first:last], others, max_bits):
+            offsets = np.cumsum(ends - begins)
+            piece = np.searchsorted(offsets, place, "right")
+            place += ends[piece] - offsets[piece]
+            yield left_order[first + row], right_order[place]
 
 
 @cache
-def _masks(width: int, radius: int) -> tuple[int, ...]:
+def _masks(width: int, radius: int) -> np.ndarray:
     masks = []
     for bits in range(radius + 1):
         for chosen in combinations(range(width), bits):
             masks.append(sum(1 << bit for bit in chosen))
-    return tuple(masks)
+    return np.array(masks)
 
 
 def _blocks(counts: np.ndarray) -> Iterator[slice]:
@@ -253,19 +257,6 @@ def _blocks(counts: np.ndarray) -> Iterator[slice]:
         stop = max(int(np.searchsorted(ends, before + BLOCK, "right")), first + 1)
         yield slice(first, stop)
         first = stop
-
-
-def _compare(
-    hashes: np.ndarray, others: np.ndarray, begin: np.ndarray, count: np.ndarray, max_bits: int
-) -> _Pairs:
-    """Compare each hash with `count` of the others from `begin` on: rows and places of the others
-    for pairs that are near.
-    """
-    places = _ranges(begin, count)
-    different = np.repeat(hashes, count)
-    different ^= others[places]
-    hits = np.flatnonzero(np.bitwise_count(different) <= max_bits)
-    return np.searchsorted(np.cumsum(count), hits, "right"), places[hits]
 
 
 def _ranges(begin: np.ndarray, count: np.ndarray) -> np.ndarray:

@@ -32,6 +32,7 @@ HOPELESS = 0.45  # below the threshold: no move is assumed to make up for that m
 # Share of the places that counts, the best ones. A watermark or the rest of a border may hide the
 # others.
 COUNTED = 0.875
+ROUNDING = 1e-4  # more than sums of float32 err by
 TURNS = (-2, -1, 1, 2)  # degrees
 SHIFTS = 0.02  # share of the box, each way
 FINE_SHIFTS = 0.01
@@ -82,6 +83,28 @@ def correlate(
     """
     mine = _gradients(_resampled(first["grey"], first_boxes))
     return _agreement(mine, _gradients(_resampled(second["grey"], second_boxes)))
+
+
+def shows_enough(pictures: np.ndarray, boxes: np.ndarray, threshold: float) -> np.ndarray:
+    """Whether a picture shows enough to reach a correlation, as the first one, with any other.
+
+    A place's correlation is at most the square root of its energy's share in energy and floor,
+    whatever the other picture. The bound of a picture is the mean over the best of those places
+    that count at least.
+
+    Args:
+        pictures: (P,) RECORD.
+        boxes: (P, 4).
+        threshold: from 0 to 1.
+
+    Returns:
+        (P,) bool; False is certain.
+    """
+    energy, floor = _energy(_gradients(_resampled(pictures["grey"], boxes)))
+    most = -np.sort(-np.sqrt(energy / (energy + floor)), axis=1)
+    num_shown = np.maximum((energy > floor).sum(axis=1), MIN_PLACES)
+    enough: np.ndarray = _mean_of_best(most, num_shown) >= threshold - ROUNDING
+    return enough
 
 
 def align(
@@ -259,14 +282,25 @@ def _gradients(grey: np.ndarray) -> np.ndarray:
 
 def _agreement(mine: np.ndarray, theirs: np.ndarray) -> np.ndarray:
     """Mean correlation over the best of the places where at least one picture shows something."""
-    energy = (mine**2).sum(axis=2), (theirs**2).sum(axis=2)
-    floor = FLAT**2 * mine.shape[2]
-    correlation = (mine * theirs).sum(axis=2) / np.sqrt((energy[0] + floor) * (energy[1] + floor))
-    shown = np.maximum(*energy) > floor
+    my_energy, floor = _energy(mine)
+    their_energy, _ = _energy(theirs)
+    correlation = (mine * theirs).sum(axis=2) / np.sqrt((my_energy + floor) * (their_energy + floor))
+    shown = np.maximum(my_energy, their_energy) > floor
     num_shown = shown.sum(axis=1)
     best_first = -np.sort(np.where(shown, -correlation, np.inf), axis=1)
-    num_counted = np.maximum(np.ceil(num_shown * COUNTED), 1)
-    counted = np.arange(best_first.shape[1]) < num_counted[:, None]
-    mean = np.where(counted, best_first, 0).sum(axis=1) / num_counted
+    mean = _mean_of_best(best_first, num_shown)
     # -1: too little is shown to call them the same.
     return np.where(num_shown >= MIN_PLACES, mean, -1).astype(np.float32)
+
+
+def _energy(gradients: np.ndarray) -> tuple[np.ndarray, float]:
+    """(P, 16), by place, and what a place shows nothing below."""
+    return (gradients**2).sum(axis=2), FLAT**2 * gradients.shape[2]
+
+
+def _mean_of_best(best_first: np.ndarray, num_shown: np.ndarray) -> np.ndarray:
+    """(P, 16), (P,) → (P,): the mean over COUNTED of the shown places."""
+    num_counted = np.maximum(np.ceil(num_shown * COUNTED), 1)
+    counted = np.arange(best_first.shape[1]) < num_counted[:, None]
+    mean: np.ndarray = np.where(counted, best_first, 0).sum(axis=1) / num_counted
+    return mean

@@ -23,11 +23,13 @@ from hdm.curation.comparison import (
     correlate,
     difference,
     mirror,
+    shows_enough,
 )
 from hdm.curation.fingerprints import EVERYTHING, boxes_within
 
 MIN_CORRELATION = 0.78  # separates copies from unrelated pictures in bench/duplicates.py
-CHUNK = 2048  # pairs confirmed at once, about 50 kB each
+CHUNK = 256  # pairs compared at once, about 50 kB each: their arrays stay in the cache
+CROWD = 64  # pictures of one hash
 BATCH = 1 << 24  # candidates that wait, 8 bytes each
 MEANINGS = 4096  # embeddings compared with as many others at once
 UNLIKE, NEARLY, ALIKE = range(3)
@@ -112,11 +114,37 @@ def _candidates(
     # Hashes of all views, one view after the other.
     views = np.ascontiguousarray(records["views"][first].T).ravel()
     for of_whole, of_frame, is_mirrored in turns:
-        for one, other in similar(of_whole, whole, max_bits):
-            yield _coded(one, other, np.full(len(one), _WHOLE), is_mirrored)
+        shown = np.arange(count)
         if criterion.difference is None:
-            for one, place in similar(of_frame, views, max_bits):
-                yield _coded(one, place % count, place // count, is_mirrored)
+            shown = _shown(records, first, of_whole, whole=True, mirrored=is_mirrored)
+        for one, other in similar(of_whole[shown], whole, max_bits):
+            yield _coded(shown[one], other, np.full(len(one), _WHOLE), is_mirrored)
+        if criterion.difference is None:
+            shown = _shown(records, first, of_frame, whole=False, mirrored=is_mirrored)
+            for one, place in similar(of_frame[shown], views, max_bits):
+                yield _coded(shown[one], place % count, place // count, is_mirrored)
+
+
+def _shown(
+    records: np.ndarray, first: np.ndarray, hashes: np.ndarray, *, whole: bool, mirrored: bool
+) -> np.ndarray:
+    """Places among the first pictures, without those that cannot be found alike to any.
+
+    Pictures that show next to nothing may have one hash by the million, and every pair of them
+    would be a candidate. So it is the pictures of crowds that are looked at here.
+    """
+    _, number, counts = np.unique(hashes, return_inverse=True, return_counts=True)
+    crowd = np.flatnonzero(counts[number] >= CROWD)
+    enough = np.ones(len(first), bool)
+    for start in range(0, len(crowd), CHUNK):
+        some = crowd[start : start + CHUNK]
+        pictures = records[first[some]]
+        if mirrored:
+            pictures = mirror(pictures)
+        frames = boxes_within(pictures["frame"], np.zeros(1, np.int64))
+        boxes = np.broadcast_to(EVERYTHING, frames.shape) if whole else frames
+        enough[some] = shows_enough(pictures, boxes, MIN_CORRELATION)
+    return np.flatnonzero(enough)
 
 
 def _coded(one: np.ndarray, other: np.ndarray, views: np.ndarray, mirrored: bool) -> np.ndarray:

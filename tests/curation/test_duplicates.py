@@ -3,7 +3,9 @@ belong together.
 """
 
 import importlib.util
+import itertools
 import json
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -14,7 +16,16 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 from scipy.fft import dctn
 
-from hdm.curation import duplicates
+from hdm.curation import candidates, duplicates
+from hdm.curation.candidates import divide
+from hdm.curation.comparison import (
+    HOPELESS,
+    align,
+    colours_agree,
+    correlate,
+    mirror,
+    shows_enough,
+)
 from hdm.curation.duplicates import (
     Criterion,
     find_copies,
@@ -22,7 +33,14 @@ from hdm.curation.duplicates import (
     find_pairs,
     same_meaning,
 )
-from hdm.curation.fingerprints import RECORD, find_frame, fingerprint, perceptual_hashes
+from hdm.curation.fingerprints import (
+    RECORD,
+    VIEWS,
+    boxes_within,
+    find_frame,
+    fingerprint,
+    perceptual_hashes,
+)
 from hdm.curation.settings import FilterSettings
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -37,6 +55,7 @@ def bench():
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
     spec.loader.exec_module(module)
     return module
 
@@ -207,6 +226,89 @@ def test_emoji_of_different_names_are_kept_apart_and_their_copies_found():
     assert [(names[a], names[b]) for a, b in found if names[a] != names[b]] == []
     own = found[found[:, 1] - found[:, 0] == len(pictures)]
     assert len(own) >= 0.95 * len(copies)
+
+
+def naive_pairs(table: np.ndarray, criterion: Criterion) -> list[list[int]]:
+    """All pairs of pictures in all ways, with nothing left out."""
+    max_bits = int(criterion.distance * 64)
+    everything = np.array([[0.0, 0.0, 1.0, 1.0]])
+    found = []
+    for a, b in itertools.permutations(range(len(table)), 2):
+        one, other = table[[a]], table[[b]]
+        turns = [(one["whole"], one["views"][:, 0], one)]
+        if criterion.mirrored:
+            turned = one["mirrored"]
+            turns.append((turned[:, 1], turned[:, 0], mirror(one)))
+        for of_whole, of_frame, mine in turns:
+            compared = []
+            if a < b and np.bitwise_count(of_whole ^ other["whole"])[0] <= max_bits:
+                compared.append((everything, everything))
+            for view in range(len(VIEWS)):
+                near = np.bitwise_count(of_frame ^ other["views"][:, view])[0] <= max_bits
+                if near and (view or a < b):
+                    boxes = [
+                        boxes_within(side["frame"], np.array([number]))
+                        for side, number in ((mine, 0), (other, view))
+                    ]
+                    compared.append((boxes[0], boxes[1]))
+            if any(alike(mine, other, *boxes) for boxes in compared):
+                found.append(sorted((a, b)))
+    return sorted(map(list, set(map(tuple, found))))
+
+
+def alike(one: np.ndarray, other: np.ndarray, my_box: np.ndarray, their_box: np.ndarray) -> bool:
+    agree = align(one, my_box, other, their_box, 2)[0] >= duplicates.MIN_CORRELATION
+    hopeful = correlate(one, my_box, other, their_box)[0] > duplicates.MIN_CORRELATION - HOPELESS
+    return bool(agree and hopeful and colours_agree(one, other)[0])
+
+
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_bands_and_shortcuts_find_what_comparing_everything_finds(photos, monkeypatch, mirrored):
+    changes = bench().CHANGES
+    pictures: list[Picture] = []
+    for number, photo in enumerate(photos[:8]):
+        small = photo.resize((160, 120))
+        pictures += [small, ImageOps.mirror(small)]
+        pictures += [change(small) for change in list(changes.values())[number::6]]
+    pictures += [Image.new("RGB", (64, 64), (grey, grey, grey)) for grey in range(0, 250, 50)]
+    table = records(pictures)
+    criterion = Criterion(0.16, mirrored=mirrored)
+    expected = naive_pairs(table, criterion)
+    everyone = np.arange(len(table))
+    for crowd, batch, bands in ((64, 1 << 24, None), (1, 40, 4)):
+        monkeypatch.setattr(duplicates, "CROWD", crowd)
+        monkeypatch.setattr(duplicates, "BATCH", batch)
+        if bands:
+            monkeypatch.setattr(candidates, "choose_bands", lambda n, m, r: divide(r, 6))
+        assert find_pairs(table, everyone, criterion).tolist() == expected
+
+
+def test_what_shows_too_little_agrees_with_nothing(photos):
+    """Whatever the other picture: itself, others, sharper ones."""
+    rng = np.random.default_rng(0)
+    faint = []
+    for photo in photos[:12]:
+        pixels = np.asarray(photo.resize((96, 96)), float)
+        for strength in (0.0, 0.02, 0.05, 0.1, 0.2, 0.5):
+            one = 128 + strength * (pixels - 128)
+            one[:, : rng.integers(0, 96)] = 128
+            faint.append(one.astype(np.uint8))
+    table = records([*faint, *photos[:12]])
+    box = np.array([[0.0, 0.0, 1.0, 1.0]])
+    enough = shows_enough(table, box, duplicates.MIN_CORRELATION)
+    assert 6 < enough.sum() < len(table) - 6
+    for number in np.flatnonzero(~enough):
+        mine = np.repeat(table[[number]], len(table))
+        assert (align(mine, box, table, box.repeat(len(table), 0), 2) < 0.78).all()
+
+
+def test_very_many_pictures_of_next_to_nothing_are_no_candidates():
+    """Uniform pictures share a hash by the hundred, and no pair of them is looked at."""
+    blank = [np.full((32, 32, 3), 40 + number % 20, np.uint8) for number in range(2000)]
+    table = records(blank)
+    assert len(np.unique(table["whole"])) <= 20
+    assert list(duplicates._candidates(table, np.arange(len(table)), default())) == []
+    assert find_pairs(table, np.arange(len(table)), default()).tolist() == []
 
 
 def naive_copies(near: Callable[[int, int], bool], order: list[int], fit: np.ndarray) -> list[int]:
