@@ -328,7 +328,7 @@ class Search:
 
 
 def search(path: Path, criterion: Criterion) -> Search:
-    """Find the pairs of the fingerprints in a file. In a process of its own, whose memory counts."""
+    """Find the pairs of the fingerprints in a file, in a process of its own: its memory counts."""
     records = np.load(path)
     start = time.perf_counter()
     pairs = find_pairs(records, np.arange(len(records)), criterion)

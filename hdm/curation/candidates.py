@@ -25,8 +25,8 @@ MOST_BANDS = 16
 BLOCK = 1 << 16  # pairs compared at once, 10 bytes each: they stay in the cache
 ROWS = 1 << 15  # hashes whose bits are moved at once
 SAMPLE = 1 << 16  # hashes from which the balance of each bit is estimated
-# Costs on one core, in nanoseconds: comparing two hashes, gathering what one hash of each value of a
-# band is compared with, and each neighbour of that value.
+# Costs on one core, in nanoseconds: comparing two hashes, gathering what the hashes of one value
+# of a band are compared with, and each neighbour of that value.
 COMPARISON = 1
 GROUP = 50_000
 NEIGHBOUR = 300

@@ -59,6 +59,7 @@ def judge(
     settings: FilterSettings,
     embeddings: np.ndarray | None = None,
     device: str = "cpu",
+    threads: int = 1,
 ) -> Verdicts:
     """Decide on every picture.
 
@@ -68,6 +69,7 @@ def judge(
         settings: thresholds.
         embeddings: of the decodable pictures; only `duplicate_meaning` reads them.
         device: where embeddings are compared.
+        threads: compare fingerprints; their number changes no verdict.
 
     Returns:
         One verdict a row. The detail of a copy is the key of the picture that is kept in its place,
@@ -77,7 +79,7 @@ def judge(
     failed = np.zeros(len(measures), bool)
     for check in checks.values():
         failed |= check.fails
-    copies = _Copies(measures, settings)
+    copies = _Copies(measures, settings, threads)
     # Copies come after the thresholds: a picture that fails one of these never stands for its
     # copies.
     for check in copies.checks(records, embeddings, failed, device):
@@ -129,8 +131,9 @@ class _Copies:
     A row is a position among all pictures, a place a position among the decodable ones.
     """
 
-    def __init__(self, measures: pa.Table, settings: FilterSettings) -> None:
+    def __init__(self, measures: pa.Table, settings: FilterSettings, threads: int) -> None:
         self.settings = settings
+        self.threads = threads
         self.keys = measures.column("key")
         self.order = _best_first(measures)
         self.rows = np.flatnonzero(np.array(measures.column("decoded").to_pylist()) == "ok")
@@ -150,7 +153,7 @@ class _Copies:
                 settings.duplicate_difference,
                 settings.duplicate_mirrored,
             )
-            pairs = find_pairs(records, self.groups, criterion)
+            pairs = find_pairs(records, self.groups, criterion, self.threads)
             yield self._check("duplicate", self.groups, pairs, failed)
         if settings.duplicate_meaning is not None and embeddings is not None:
             pairs = same_meaning(embeddings, settings.duplicate_meaning, device)

@@ -13,6 +13,7 @@ from functools import cache
 
 import numpy as np
 from scipy.ndimage import affine_transform
+from scipy.sparse import csr_array
 
 from hdm.curation.fingerprints import GREY_SIDE
 
@@ -175,16 +176,16 @@ def _best_move(
 
 
 @cache
-def _turning(degrees: float) -> np.ndarray:
+def _turning(degrees: float) -> csr_array:
     """(1024, 1024) matrix that turns a flattened small copy about its centre."""
     angle = np.deg2rad(degrees)
     turn = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
     centre = np.full(2, (GREY_SIDE - 1) / 2)
-    # Turning is linear: its matrix is what becomes of each single pixel.
+    # Turning is linear: its matrix is what becomes of each single pixel, at most four others.
     pixels = np.eye(GREY_SIDE**2, dtype=np.float32).reshape(-1, GREY_SIDE, GREY_SIDE)
     offset = centre - turn @ centre
     turned = [affine_transform(pixel, turn, offset, order=1, mode="nearest") for pixel in pixels]
-    return np.array(turned).reshape(GREY_SIDE**2, -1)
+    return csr_array(np.array(turned).reshape(GREY_SIDE**2, -1))
 
 
 def colours_agree(first: np.ndarray, second: np.ndarray) -> np.ndarray:
@@ -284,7 +285,9 @@ def _agreement(mine: np.ndarray, theirs: np.ndarray) -> np.ndarray:
     """Mean correlation over the best of the places where at least one picture shows something."""
     my_energy, floor = _energy(mine)
     their_energy, _ = _energy(theirs)
-    correlation = (mine * theirs).sum(axis=2) / np.sqrt((my_energy + floor) * (their_energy + floor))
+    correlation = (mine * theirs).sum(axis=2) / np.sqrt(
+        (my_energy + floor) * (their_energy + floor)
+    )
     shown = np.maximum(my_energy, their_energy) > floor
     num_shown = shown.sum(axis=1)
     best_first = -np.sort(np.where(shown, -correlation, np.inf), axis=1)

@@ -6,6 +6,7 @@ Only tables are read here, so changing a threshold decodes no picture again.
 from __future__ import annotations
 
 import logging
+import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -112,7 +113,7 @@ def make(pipeline: Pipeline, identity: Identity, inputs: Outputs, store: Store) 
         )
     moved = store.folder(identity) / COPIES / MOVED
     return parts.make_output(
-        Deciding(pipeline.filter, inputs, tables, store, moved),
+        Deciding(pipeline.filter, inputs, tables, store, moved, pipeline.threads),
         store,
         identity,
         pipeline.execution,
@@ -140,6 +141,8 @@ class Deciding(Step[int, _Decision]):
     store: Store
     moved: Path
     """The record of moved pictures; see `_moved`."""
+    threads: int | None = None
+    """Compare fingerprints; None: one for each core."""
 
     what = "filter"
     unit = "pictures"
@@ -147,7 +150,8 @@ class Deciding(Step[int, _Decision]):
     @cached_property
     def decision(self) -> _Decision:
         table = pa.concat_tables(self.tables)
-        verdicts = _judge(table, self.inputs, self.settings)
+        threads = self.threads or len(os.sched_getaffinity(0))
+        verdicts = _judge(table, self.inputs, self.settings, threads)
         if not verdicts.kept.any():
             raise _nothing_kept(verdicts)
         splits, num_moved = _splits(table, verdicts, self.settings, self.store, self.moved)
@@ -228,18 +232,20 @@ def _join(measures: pa.Table, number: int, inputs: Outputs) -> pa.Table:
     return table
 
 
-def _judge(table: pa.Table, inputs: Outputs, settings: FilterSettings) -> Verdicts:
+def _judge(table: pa.Table, inputs: Outputs, settings: FilterSettings, threads: int) -> Verdicts:
     measures = inputs["filter.measures"]
     ok = _decodable(table)
     # The measures' own keys: fingerprints are there for each of these, though a model may have
     # failed to decode some.
     measured = _decodable(read_tables(measures, "measures", ["key", "decoded"]))
-    records = read_fingerprints(measures)[_positions(measured, ok)]
+    records = read_fingerprints(measures)
+    if len(ok) < len(measured):
+        records = records[_positions(measured, ok)]
     if settings.duplicate_meaning is None:
-        return judge(table, records, settings)
+        return judge(table, records, settings, threads=threads)
     device = choose_device(settings.device, "comparing embeddings")
     embedded, embeddings = read_embeddings(inputs["filter.contrastive"])
-    return judge(table, records, settings, embeddings[_positions(embedded, ok)], device)
+    return judge(table, records, settings, embeddings[_positions(embedded, ok)], device, threads)
 
 
 def _decodable(table: pa.Table) -> list[Key]:

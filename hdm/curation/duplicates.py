@@ -8,6 +8,7 @@ split.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 
@@ -53,13 +54,16 @@ class Criterion:
     mirrored: bool = False
 
 
-def find_pairs(records: np.ndarray, groups: np.ndarray, criterion: Criterion) -> np.ndarray:
+def find_pairs(
+    records: np.ndarray, groups: np.ndarray, criterion: Criterion, threads: int = 1
+) -> np.ndarray:
     """Pairs of pictures that show the same.
 
     Args:
         records: (N,) RECORD of all pictures.
         groups: (N,) the first picture with the same pixels; most pictures are their own.
         criterion: what counts as the same.
+        threads: candidates are compared by this many.
 
     Returns:
         (E, 2) int64, sorted, each pair once with the lower number first. Of pictures with the same
@@ -70,10 +74,12 @@ def find_pairs(records: np.ndarray, groups: np.ndarray, criterion: Criterion) ->
         return np.zeros((0, 2), np.int64)
     first = np.unique(groups)
     found = np.zeros(0, np.uint64)
-    for candidates in _batches(_candidates(records, first, criterion)):
-        # Pairs that an earlier batch confirmed are not compared in yet another way.
-        unknown = candidates[~np.isin(candidates >> WAY_BITS, found)]
-        found = np.concatenate([found, *_confirmed(records, first, unknown, criterion)])
+    with ThreadPoolExecutor(threads, thread_name_prefix="compare") as pool:
+        for candidates in _batches(_candidates(records, first, criterion)):
+            # Pairs that an earlier batch confirmed are not compared in yet another way.
+            unknown = candidates[~np.isin(candidates >> WAY_BITS, found)]
+            fresh = _confirmed(records, first, unknown, criterion, pool)
+            found = np.concatenate([found, *fresh])
     found.sort()
     lower, higher = _places(found)
     return np.stack([first[lower], first[higher]], axis=1)
@@ -187,23 +193,27 @@ def _batches(candidates: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
 
 
 def _confirmed(
-    records: np.ndarray, first: np.ndarray, candidates: np.ndarray, criterion: Criterion
+    records: np.ndarray,
+    first: np.ndarray,
+    candidates: np.ndarray,
+    criterion: Criterion,
+    pool: Executor,
 ) -> Iterator[np.ndarray]:
     """Those pairs of sorted candidates that show the same in one of their ways, each pair once."""
     if criterion.difference is not None:
-        found, _ = _in_turn(candidates, partial(_equal, records, first, criterion.difference))
+        found, _ = _in_turn(candidates, partial(_equal, records, first, criterion.difference), pool)
         yield found
         return
     # Moving pictures against each other takes twenty times as long as comparing them as they are.
-    found, near = _in_turn(candidates, partial(_correlated, records, first))
+    found, near = _in_turn(candidates, partial(_correlated, records, first), pool)
     yield found
     near = near[~np.isin(near >> WAY_BITS, found)]
-    found, _ = _in_turn(near, partial(_aligned, records, first))
+    found, _ = _in_turn(near, partial(_aligned, records, first), pool)
     yield found
 
 
 def _in_turn(
-    candidates: np.ndarray, compare: Callable[[np.ndarray], np.ndarray]
+    candidates: np.ndarray, compare: Callable[[np.ndarray], np.ndarray], pool: Executor
 ) -> tuple[np.ndarray, np.ndarray]:
     """Compare each pair in one way after the other until it is found alike.
 
@@ -219,12 +229,11 @@ def _in_turn(
     while len(candidates):
         pairs = candidates >> WAY_BITS
         heads = np.flatnonzero(np.append(True, pairs[1:] != pairs[:-1]))
-        verdicts = np.zeros(len(heads), np.int8)
-        for start in range(0, len(heads), CHUNK):
-            some = slice(start, start + CHUNK)
-            verdicts[some] = compare(candidates[heads[some]])
+        now = candidates[heads]
+        chunks = [now[start : start + CHUNK] for start in range(0, len(now), CHUNK)]
+        verdicts = np.concatenate(list(pool.map(compare, chunks)))
         found.append(pairs[heads[verdicts == ALIKE]])
-        near.append(candidates[heads[verdicts == NEARLY]])
+        near.append(now[verdicts == NEARLY])
         lacking = np.repeat(verdicts != ALIKE, np.diff(np.append(heads, len(pairs))))
         lacking[heads] = False
         candidates = candidates[lacking]

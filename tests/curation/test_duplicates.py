@@ -280,7 +280,7 @@ def test_bands_and_shortcuts_find_what_comparing_everything_finds(photos, monkey
         monkeypatch.setattr(duplicates, "BATCH", batch)
         if bands:
             monkeypatch.setattr(candidates, "choose_bands", lambda n, m, r: divide(r, 6))
-        assert find_pairs(table, everyone, criterion).tolist() == expected
+        assert find_pairs(table, everyone, criterion, threads=3).tolist() == expected
 
 
 def test_what_shows_too_little_agrees_with_nothing(photos):
