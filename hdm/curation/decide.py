@@ -141,7 +141,7 @@ class Deciding(Step[int, _Decision]):
     store: Store
     moved: Path
     """The record of moved pictures; see `_moved`."""
-    threads: int | None = None
+    cores: int | None = None
     """Compare fingerprints; None: one for each core."""
 
     what = "filter"
@@ -150,7 +150,7 @@ class Deciding(Step[int, _Decision]):
     @cached_property
     def decision(self) -> _Decision:
         table = pa.concat_tables(self.tables)
-        threads = self.threads or len(os.sched_getaffinity(0))
+        threads = self.cores or len(os.sched_getaffinity(0))
         verdicts = _judge(table, self.inputs, self.settings, threads)
         if not verdicts.kept.any():
             raise _nothing_kept(verdicts)

@@ -16,19 +16,19 @@ def near_hashes(count: int) -> tuple[np.ndarray, np.ndarray]:
     left = rng.integers(0, 2**64, count, dtype=np.uint64)
     right = rng.integers(0, 2**64, 3 * count, dtype=np.uint64)
     for number in range(count):
-        right[number] = left[number] ^ flip(rng, rng.integers(0, 14))
+        right[number] = left[number] ^ flip(rng, int(rng.integers(0, 14)))
     right[-5:] = left[0]  # a crowd
     return left, right
 
 
-def flip(rng: np.random.Generator, bits: int, within: int = 64) -> np.uint64:
-    places = rng.choice(within, bits, replace=False).astype(np.uint64)
-    return np.bitwise_or.reduce(np.uint64(1) << places, initial=np.uint64(0))
+def flip(rng: np.random.Generator, bits: int) -> np.uint64:
+    places = rng.choice(64, bits, replace=False)
+    return np.uint64(sum(1 << place for place in places.tolist()))
 
 
 def naive(left: np.ndarray, right: np.ndarray, max_bits: int) -> list[tuple[int, int]]:
     bits = np.array([[int(a ^ b).bit_count() for b in right.tolist()] for a in left.tolist()])
-    return [tuple(pair) for pair in np.argwhere(bits <= max_bits).tolist()]
+    return [(one, other) for one, other in np.argwhere(bits <= max_bits).tolist()]
 
 
 def listed(pairs) -> list[tuple[int, int]]:
