@@ -278,7 +278,8 @@ def _changed(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     contrast = rng.uniform(0.8, 1.2, (count, 1, 1))
     grey = changed[..., 0] * contrast + rng.uniform(-20, 20, (count, 1, 1))
     changed[..., 0] = grey + rng.standard_normal(grey.shape, np.float32) * noise
-    return changed
+    moved: np.ndarray = changed
+    return moved
 
 
 def _enlarging(low: np.ndarray, high: np.ndarray) -> np.ndarray:

@@ -163,7 +163,8 @@ def _coded(one: np.ndarray, other: np.ndarray, views: np.ndarray, mirrored: bool
     other = other[fresh].astype(np.uint64)
     way = ((views[fresh] - _WHOLE) << 2) + 2 * mirrored + (one > other)
     pair = (np.minimum(one, other) << PLACE_BITS) + np.maximum(one, other)
-    return (pair << WAY_BITS) + way.astype(np.uint64)
+    candidates: np.ndarray = (pair << WAY_BITS) + way.astype(np.uint64)
+    return candidates
 
 
 def _places(pairs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
