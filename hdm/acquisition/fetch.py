@@ -79,7 +79,9 @@ class Fetcher:
         # Weak, so that memory does not grow with the number of hosts.
         self._host_slots: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
         self._not_before: dict[str, float] = {}
-        self._silences = Silences(settings.retries * settings.timeout_sec, settings.timeout_sec)
+        self._silences = Silences(
+            (settings.retries + 1) * settings.timeout_sec, settings.timeout_sec
+        )
 
     async def __aenter__(self) -> Fetcher:
         # Names are looked up in threads of the loop. Its own few would let a list's dead names hold
@@ -146,18 +148,19 @@ class Fetcher:
             if not self._silences.may_be_asked(host):
                 raise Unreadable("silent_host", "its host had not answered for long")
             async with self._connections, Slot(self._slots) as slot:
+                began = time.monotonic()
                 try:
                     async with asyncio.timeout(self.settings.timeout_sec):
                         body = await self._follow(url, slot)
                 # First, because TimeoutError is an OSError.
                 except TimeoutError as error:
-                    self._silences.silent(host)
+                    self._silences.silent(host, began)
                     raise _Busy(Unreadable("timeout", "no whole answer in time")) from error
                 except (aiohttp.ClientError, OSError, ValueError) as error:
                     raise _explain(error) from error
                 except _Busy as busy:
                     if busy.verdict.status == SLOW_DOWN:
-                        self._silences.silent(host, busy.wait_sec > MAX_WAIT_SEC)
+                        self._silences.silent(host, began, busy.wait_sec > MAX_WAIT_SEC)
                     else:
                         self._silences.answered(host)
                     raise

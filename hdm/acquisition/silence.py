@@ -18,7 +18,7 @@ class _Silence:
     """Of a host.
 
     Attributes:
-        since: when its first attempt without an answer ended.
+        since: when its first attempt without an answer began.
         attempts: how many there were.
         is_long: the host itself asked for a long rest.
         rest_sec: how long it is left alone the next time.
@@ -56,11 +56,15 @@ class Silences:
         self._heard = time.monotonic()
         self._of.pop(host, None)
 
-    def silent(self, host: str, is_long: bool = False) -> None:
-        """An attempt ended without an answer, or with the request to come again, `is_long`: not
-        soon.
+    def silent(self, host: str, began: float, is_long: bool = False) -> None:
+        """An attempt ended without an answer, or with the request to come again.
+
+        Args:
+            host: that was asked.
+            began: when, by the monotonic clock.
+            is_long: it asks to come again, but not soon.
         """
-        one = self._of.setdefault(host, _Silence(time.monotonic(), self.rest_sec))
+        one = self._of.setdefault(host, _Silence(began, self.rest_sec))
         one.attempts += 1
         one.is_long = one.is_long or is_long
 
