@@ -31,7 +31,7 @@ from hdm.acquisition.inventory import EXAMPLES, Inventory, summary_lines
 from hdm.acquisition.inventory import NAME as INVENTORY
 from hdm.acquisition.items import Item
 from hdm.acquisition.reader import Reader
-from hdm.acquisition.settings import SCENES_VERSION, DownloadSettings, Pipeline
+from hdm.acquisition.settings import RESPECT, SCENES_VERSION, DownloadSettings, Pipeline
 from hdm.acquisition.sites import Site
 from hdm.acquisition.sources import open_source
 from hdm.data.tables import read_table, shard_name
@@ -85,6 +85,9 @@ def identify(pipeline: Pipeline, inputs: Mapping[str, str]) -> Identity:
             config |= {"kind": kind, "source": reader.fingerprint()}
         except OSError as error:
             raise explain_read_error(error, Path(error.filename or settings.source)) from error
+        # Nothing where they are ignored, as they were before 0.3.0.
+        if kind == "urls" and settings.opt_outs == RESPECT:
+            config["opt_outs"] = RESPECT
     return Identity("download", SCHEMA, config, dict(inputs))
 
 
@@ -298,8 +301,10 @@ async def _fetch_shards(
         tally.add(number)
         opened.release()
 
+    respects = draft.identity.config.get("opt_outs") == RESPECT
+    opened_site = Fetcher(pipeline.download, site.hosts, respects)
     # An error in one shard, or too many failures, cancels the others through the group.
-    async with Fetcher(pipeline.download, site.hosts) as fetcher, asyncio.TaskGroup() as tasks:
+    async with opened_site as fetcher, asyncio.TaskGroup() as tasks:
         number = 0
         while shard := list(islice(items, pipeline.download.shard_items)):
             if is_whole(draft, number):

@@ -48,8 +48,9 @@ def earlier_downloads(store: Store, identity: Identity) -> list[Output]:
             output.digest != identity.digest
             and output.schema == identity.schema
             and config.get("kind") == "urls"
-            # What one list may reach, another may not.
+            # What one list may reach, or take, another may not.
             and config.get("allow_loopback") == identity.config["allow_loopback"]
+            and identity.config.get("opt_outs") in (None, config.get("opt_outs"))
         ):
             with contextlib.suppress(OSError):  # removed just now
                 finished = (output.path / MANIFEST).stat().st_mtime_ns

@@ -21,6 +21,7 @@ from yarl import URL
 
 from hdm.acquisition.addresses import Addresses
 from hdm.acquisition.items import Unreadable, too_large
+from hdm.acquisition.opt_outs import AGENT, is_opted_out
 from hdm.acquisition.settings import DownloadSettings
 from hdm.acquisition.silence import ENOUGH, Silences
 from hdm.acquisition.slots import Slot
@@ -43,7 +44,7 @@ PASSING = frozenset(
 """Statuses of failures that may be temporary."""
 
 HEADERS = {
-    "User-Agent": "hdm-pipeline",
+    "User-Agent": AGENT,
     "Accept": "image/*,*/*;q=0.5",
     # Pictures are compressed already. If a site compresses all the same, `_body` counts what it
     # expands to.
@@ -66,10 +67,17 @@ class Fetcher:
     Args:
         settings: limits, retries, and whether this machine may be reached.
         hosts: names of this machine's own sites (see `Site`).
+        respects_opt_outs: whether pictures are refused whose sites ask for that by X-Robots-Tag.
     """
 
-    def __init__(self, settings: DownloadSettings, hosts: Mapping[str, tuple[str, int]]) -> None:
+    def __init__(
+        self,
+        settings: DownloadSettings,
+        hosts: Mapping[str, tuple[str, int]],
+        respects_opt_outs: bool = False,
+    ) -> None:
         self.settings = settings
+        self.respects_opt_outs = respects_opt_outs
         self._addresses = Addresses(settings.allow_loopback, hosts)
         self._slots = asyncio.Semaphore(settings.concurrency)
         # Those that wait for their sites have no slot, but each is an open file.
@@ -194,6 +202,8 @@ class Fetcher:
     async def _body(self, answer: aiohttp.ClientResponse) -> bytes:
         if answer.status != 200:
             self._refuse(answer)
+        if self.respects_opt_outs and is_opted_out(answer.headers.getall("X-Robots-Tag", ())):
+            raise Unreadable("opted_out", "its site asks machines not to use it (X-Robots-Tag)")
         if (answer.content_length or 0) > self.settings.max_bytes:
             raise too_large(self.settings.max_bytes)
         # Counted again: a site may send more than it announces, or announce nothing.

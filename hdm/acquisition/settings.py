@@ -16,6 +16,7 @@ from hdm.values import Within
 SourceKind = Literal["auto", "urls", "folder", "dataset", "tars", "scenes", "emoji"]
 
 
+RESPECT: Literal["respect"] = "respect"
 SCENES_VERSION = 2
 """Of the embedded data set: raised when the same settings give other pictures or captions."""
 
@@ -95,6 +96,10 @@ class DownloadSettings(Settings):
     generation: Annotated[int, Within(0, 1_000_000)] = since("0.3.0", 0)
     """Another number makes another download, which tries again what failed; with `reuse`, it
     fetches nothing else of a URL list. `hdm run --retry-failed` raises it."""
+    # `hdm.acquisition.download.identify` adds it to the digests of URL lists where it is respected.
+    opt_outs: Literal["respect", "ignore"] = runtime(RESPECT)
+    """respect: refuse pictures of a URL list whose sites answer with X-Robots-Tag noai, noimageai,
+    noml, noindex, noimageindex or none, for all or for the agent hdm-pipeline."""
     allow_loopback: bool = False
     """Let URLs lead to this machine. For the embedded demo only."""
     retries: values.Retries = 3

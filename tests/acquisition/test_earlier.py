@@ -138,6 +138,20 @@ def test_what_this_list_may_not_reach_is_not_taken_from_another(site, tmp_path):
     assert statuses(make(tmp_path / "store", chosen, site)) == ["refused_address"]
 
 
+def test_what_a_site_keeps_from_this_list_is_not_taken_from_another(site, tmp_path):
+    site.pages[PAGES[1]] = http(png(1), X_Robots_Tag="noai")
+    lenient = listed(tmp_path / "list.parquet", PAGES[:4], opt_outs="ignore")
+    assert make(tmp_path / "store", lenient, site).counts["ok"] == 4
+    strict = listed(tmp_path / "list.parquet", PAGES[:4])
+    output = make(tmp_path / "store", strict, site)
+    assert statuses(output) == ["ok", "opted_out", "ok", "ok"]
+    assert reused(output) == 0
+    site.asked.clear()
+    other = listed(tmp_path / "list.parquet", PAGES[:3], opt_outs="ignore")
+    assert reused(make(tmp_path / "store", other, site)) == 3
+    assert not site.asked
+
+
 def test_without_reuse_every_picture_is_fetched(site, tmp_path):
     make(tmp_path / "store", listed(tmp_path / "one.parquet", PAGES[:4]), site)
     site.pages[PAGES[0]] = http(png(99))
