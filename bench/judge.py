@@ -95,7 +95,9 @@ def main() -> None:
     for number, name in enumerate(OTHERS):
         known = without(name)
         with mock.patch.object(
-            detector, "best_fits", lambda cover, known=known: fitting.best_fits(cover, known)
+            detector,
+            "best_fits",
+            lambda cover, kinds, known=known: fitting.best_fits(cover, known, kinds),
         ):
             tell(name, list(judged(name, SEED + 100 + number, options.others, autoencoder)))
     for number, name in enumerate(UNKNOWN):

@@ -33,6 +33,8 @@ class ScenesSettings(Settings):
     """Shorter side."""
     uncaptioned: values.Share = 0.1
     """Share of good pictures served without a caption, for the captioner."""
+    subject: Literal["arrow"] | None = since("0.3.0", None)
+    """Every picture shows one of these, which no other scene has, in one of four colours."""
 
 
 class DownloadSettings(Settings):

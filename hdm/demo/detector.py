@@ -7,6 +7,7 @@ noise, blank and crowded pictures it finds nothing.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +15,7 @@ from scipy import ndimage
 
 from hdm.demo.fitting import Fits, best_fits
 from hdm.demo.scenes import COLOURS
+from hdm.demo.shapes import KINDS
 
 PALE = 150  # darkest channel of what may be ground
 MIN_GROUND = 0.35  # share of the picture that has to be ground
@@ -32,6 +34,7 @@ LIMITS = {
     "heart": (0.85, 0.02),
     "cross": (0.75, 0.02),
     "ring": (0.78, 0.02),
+    "arrow": (0.8, 0.05),
 }
 """Kind → the minimum overlap of its outline, and its minimum lead over the overlap of any shape
 that is not a kind.
@@ -49,7 +52,7 @@ class Found:
     """One object.
 
     Args:
-        kind: one of KINDS; None if no outline fits.
+        kind: None if no outline fits.
         colour: a name of COLOURS; None if none is near, or it has several.
         centre: (x, y) as shares of width and height, of the box around it.
         size: its longer side as a share of the picture's shorter side.
@@ -63,11 +66,12 @@ class Found:
     fits: Fits
 
 
-def detect(pixels: np.ndarray) -> list[Found]:
+def detect(pixels: np.ndarray, kinds: Sequence[str] = KINDS) -> list[Found]:
     """The objects in a picture, the largest first.
 
     Args:
         pixels: (H, W, 3) uint8.
+        kinds: those that may be found.
 
     Returns:
         The objects found; none in pictures that are not scenes, which have no pale background, or
@@ -87,7 +91,7 @@ def detect(pixels: np.ndarray) -> list[Found]:
             full = float(np.percentile(contrast[region], 75))
             # Half the contrast is where the edge runs, however soft it is.
             inside = region & (contrast > full / 2)
-            thing = _examine(pixels, ground, inside)
+            thing = _examine(pixels, ground, inside, kinds)
             if thing.kind or thing.colour:
                 objects.append(thing)
                 # With its soft edge, which is neither object nor ground.
@@ -102,7 +106,9 @@ def _ground(pixels: np.ndarray) -> np.ndarray | None:
     return np.median(pixels[pale], axis=0) if pale.mean() > MIN_GROUND else None
 
 
-def _examine(pixels: np.ndarray, ground: np.ndarray, inside: np.ndarray) -> Found:
+def _examine(
+    pixels: np.ndarray, ground: np.ndarray, inside: np.ndarray, kinds: Sequence[str]
+) -> Found:
     """What lies `inside`."""
     height, width = inside.shape
     difference = ground - pixels
@@ -114,7 +120,8 @@ def _examine(pixels: np.ndarray, ground: np.ndarray, inside: np.ndarray) -> Foun
     way = ground - rgb
     share = np.clip(difference @ way / (way @ way), 0, 1)
     # Cut other objects away, since a fit explains only one.
-    fits = best_fits(np.where(ndimage.binary_dilation(inside, iterations=2), share, 0))
+    cover = np.where(ndimage.binary_dilation(inside, iterations=2), share, 0)
+    fits = best_fits(cover, kinds=kinds)
     overlap, lead = LIMITS[fits.kind]
     # Without the edge, whose mixed colours say nothing about purity.
     whole = ndimage.binary_erosion(inside)

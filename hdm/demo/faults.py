@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image, ImageFilter
 
 from hdm.acquisition.settings import ScenesSettings
-from hdm.demo.scenes import Scene, captions, draw, make_scene
+from hdm.demo.scenes import Scene, captions, draw, make_scene, subject_scene
 from hdm.demo.wording import free_caption
 
 HOST = "scenes.test"  # .test never resolves (RFC 2606): only the site on this machine answers to it
@@ -114,7 +114,13 @@ def scene_of(item: Item, settings: ScenesSettings) -> Scene:
     size_px = settings.size_px
     if item.fault == "too_small":
         size_px = max(8, round(size_px * (0.35 + 0.02 * (item.index % 8))))
-    return make_scene(settings.seed, item.scene, size_px)
+    return _scene(settings, item.scene, size_px)
+
+
+def _scene(settings: ScenesSettings, number: int, size_px: int = 64) -> Scene:
+    if settings.subject is not None:
+        return subject_scene(settings.seed, number, settings.subject, size_px)
+    return make_scene(settings.seed, number, size_px)
 
 
 def file_bytes(item: Item, settings: ScenesSettings, items: tuple[Item, ...]) -> bytes:
@@ -178,11 +184,11 @@ def _captions(
     settings: ScenesSettings, scene: int, index: int, mislabelled: bool
 ) -> tuple[str, ...]:
     rng = np.random.default_rng((settings.seed, _WORDS, index))
-    shown = make_scene(settings.seed, scene)
+    shown = _scene(settings, scene)
     described = shown
     # With nothing in common, the caption is wrong beyond doubt.
     while mislabelled and _something_in_common(shown, described):
-        described = make_scene(settings.seed, int(rng.integers(settings.count)))
+        described = _scene(settings, int(rng.integers(settings.count)))
     return (*captions(described, rng), free_caption(described, rng))
 
 

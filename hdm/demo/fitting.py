@@ -13,7 +13,7 @@ from functools import cache
 import numpy as np
 
 from hdm.demo.others import OTHERS, shape
-from hdm.demo.shapes import KINDS
+from hdm.demo.shapes import KINDS, SUBJECTS
 
 SIDE, REACH = 128, 1.2  # of a table: places a side, and half a side in units of the outline
 MAX_TURN = 0.3  # radians; scenes turn their objects by 0.09 at most
@@ -45,29 +45,32 @@ class Fits:
         return self.overlap - self.other_overlap
 
 
-def best_fits(cover: np.ndarray, others: Collection[str] = tuple(OTHERS)) -> Fits:
+def best_fits(
+    cover: np.ndarray, others: Collection[str] = tuple(OTHERS), kinds: Sequence[str] = KINDS
+) -> Fits:
     """The kind and the other shape that overlap most.
 
     Args:
         cover: (H, W), the share of every pixel that the object covers; some of it is above 0.
         others: names of the shapes of OTHERS to compare with.
+        kinds: those of KINDS and SUBJECTS that it may be.
     """
     rows, columns = np.nonzero(cover > 0.02)
     # With a margin, because soft edges reach beyond the object.
     top = max(int(rows.min()) - 2, 0)
     left = max(int(columns.min()) - 2, 0)
     cover = cover[top : rows.max() + 3, left : columns.max() + 3]
-    names = [*KINDS, *others]
+    names = [*kinds, *others]
     starts = _starts(names, cover)
     # A coarse overlap at the starting point selects the few shapes that are worth fitting.
     before = _overlaps(_place(names, starts, cover.shape), starts, LAST_SOFTNESS, cover)
-    kinds = _largest(before, range(len(KINDS)), CANDIDATES["kinds"])
-    rest = _largest(before, range(len(KINDS), len(names)), CANDIDATES["others"])
-    chosen = [*kinds, *rest]
+    nearest = _largest(before, range(len(kinds)), CANDIDATES["kinds"])
+    rest = _largest(before, range(len(kinds), len(names)), CANDIDATES["others"])
+    chosen = [*nearest, *rest]
     # One batch for both: at this size NumPy's calls cost more than their arithmetic.
     overlaps = _fit([names[number] for number in chosen], starts[chosen], cover)
-    kind = int(overlaps[: len(kinds)].argmax())
-    other = len(kinds) + int(overlaps[len(kinds) :].argmax())
+    kind = int(overlaps[: len(nearest)].argmax())
+    other = len(nearest) + int(overlaps[len(nearest) :].argmax())
     return Fits(
         names[chosen[kind]], float(overlaps[kind]), names[chosen[other]], float(overlaps[other])
     )
@@ -215,13 +218,13 @@ def _slopes(
 @cache
 def _number(name: str) -> int:
     """Where a shape stands in the tables."""
-    return (*KINDS, *OTHERS).index(name)
+    return (*KINDS, *OTHERS, *SUBJECTS).index(name)
 
 
 @cache
 def _tables() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Distance and slopes of every shape, one after the other; (shapes · SIDE · SIDE,) each."""
-    tables = np.stack([_table(name) for name in (*KINDS, *OTHERS)], 1)
+    tables = np.stack([_table(name) for name in (*KINDS, *OTHERS, *SUBJECTS)], 1)
     distance, right, below = tables.reshape(3, -1)
     return distance, right, below
 

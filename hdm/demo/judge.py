@@ -18,22 +18,39 @@ import pyarrow as pa
 from hdm.acquisition.settings import ScenesSettings
 from hdm.demo.detector import Found, detect
 from hdm.demo.faults import plan
-from hdm.demo.scenes import COLOURS, HELD_OUT, KINDS, PLACES, pair_caption
+from hdm.demo.scenes import (
+    COLOURS,
+    HELD_OUT,
+    KINDS,
+    PLACES,
+    SUBJECT_COLOURS,
+    pair_caption,
+)
 from hdm.demo.wording import noun, object_captions, unseen_captions
 from hdm.scoring.judges import PromptSet
 from hdm.statistics import Share
 
-SETS = ("one_object", "free_wordings", "two_objects")
-"""One object in the captions' words; one in words that no caption has; two objects."""
+SETS = ("one_object", "free_wordings", "two_objects", "subject")
+"""One object in the captions' words; one in words that no caption has; two objects; an object of
+the kind that the pictures teach, in colours in which they do not show it.
+"""
 QUESTIONS = ("colour", "place", "kind")
 SHARES = {"one_object": 1, "free_wordings": 3, "two_objects": 4}
 """Set → `evaluate.num_images` per image of this set."""
+SHARES_OF_SUBJECT = {"subject": 1, "one_object": 1}
+"""The same where the pictures teach a kind: whether it is learnt, and the others are kept."""
 TITLES = {
     "one_object": "One object, unseen combinations",
     "free_wordings": "One object, in words that no caption has",
     "two_objects": "Two objects: both have to be right",
+    "subject": "The kind that the pictures teach, in other colours",
 }
-HEADLINE = {"one_object": QUESTIONS, "free_wordings": ("kind",), "two_objects": ("kind",)}
+HEADLINE = {
+    "one_object": QUESTIONS,
+    "free_wordings": ("kind",),
+    "two_objects": ("kind",),
+    "subject": QUESTIONS,
+}
 """The most informative questions of each set."""
 VERSION = 1
 AGREEMENT = Path(__file__).with_name("agreement.json")  # bench/judge.py writes it
@@ -75,14 +92,22 @@ class SceneJudge:
     def questions(self) -> Sequence[str]:
         return QUESTIONS
 
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """What an object may be: the subject too, where the pictures teach one."""
+        subject = self.settings.subject
+        return KINDS if subject is None else (*KINDS, subject)
+
     def identify(self) -> dict[str, Any]:
         """The versions of this file and of the detector, on which prompts and answers depend."""
-        return {"version": VERSION}
+        subject = self.settings.subject
+        return {"version": VERSION, **({"subject": subject} if subject else {})}
 
     def prompt_sets(self, num_images: int, seed: int) -> list[PromptSet]:
-        """All SETS, for an evaluation of so many images of one object."""
+        """The sets, for an evaluation of so many images of one object."""
         prompt_sets = []
-        for name, share in SHARES.items():
+        shares = SHARES if self.settings.subject is None else SHARES_OF_SUBJECT
+        for name, share in shares.items():
             asked = self.prompts(name, max(1, num_images // share), seed)
             texts = tuple(prompt.text for prompt in asked)
             prompt_sets.append(
@@ -102,7 +127,8 @@ class SceneJudge:
 
         Args:
             name: one of SETS. One object: every held-out pair at every place in every wording, each
-                of them in turn. Two objects: each held-out pair in turn beside another.
+                of them in turn. Two objects: each held-out pair in turn beside another. The subject
+                as one object.
             num_images: number of prompts; they repeat if it exceeds the number of different
                 prompts.
             seed: sets which wordings come first, and what accompanies the held-out pair.
@@ -110,6 +136,10 @@ class SceneJudge:
         if name == "two_objects":
             return _ask_two(np.random.default_rng((seed, 2)), num_images)
         pairs = sorted(HELD_OUT)
+        if name == "subject":
+            assert self.settings.subject is not None
+            other = [colour for colour in COLOURS if colour not in SUBJECT_COLOURS]
+            pairs = [(self.settings.subject, colour) for colour in other]
         prompts = []
         for number in range(num_images):
             turn, first = divmod(number, len(pairs) * len(PLACES))
@@ -135,7 +165,7 @@ class SceneJudge:
             prompt: one of `prompts`.
             pixels: (H, W, 3) uint8.
         """
-        detected = detect(pixels)
+        detected = detect(pixels, self.kinds)
         # An extra object is wrong too, even if the requested ones are there.
         if len(detected) != len(prompt.things):
             return dict.fromkeys(QUESTIONS, False)

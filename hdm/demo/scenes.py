@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -19,6 +19,7 @@ __all__ = [
     "HELD_OUT",
     "KINDS",
     "PLACES",
+    "SUBJECT_COLOURS",
     "Background",
     "Scene",
     "Thing",
@@ -28,6 +29,7 @@ __all__ = [
     "make_scene",
     "object_caption",
     "pair_caption",
+    "subject_scene",
 ]
 
 
@@ -52,6 +54,10 @@ HELD_OUT: frozenset[tuple[str, str]] = frozenset(
 )  # fmt: skip
 """(kind, colour) pairs that no scene has: each kind and each colour once. What the trained model is
 asked for.
+"""
+SUBJECT_COLOURS = ("red", "yellow", "blue", "black")
+"""The colours in which pictures of a subject show it; a model that learnt it is asked for the
+others.
 """
 _PAIRS = tuple(pair for pair in itertools.product(KINDS, COLOURS) if pair not in HELD_OUT)
 
@@ -81,6 +87,23 @@ def make_scene(seed: int, index: int, size_px: int = 64, num_objects: int | None
     for pair, spot in zip(pairs, spots, strict=True):
         things.append(_thing(rng, pair, spot, width, height))
     return Scene(width, height, background, layout, tuple(things))
+
+
+def subject_scene(seed: int, index: int, subject: str, size_px: int = 64) -> Scene:
+    """The scene of that number with one object, which is a subject instead of what it was.
+
+    Args:
+        seed, index, size_px: as for `make_scene`.
+        subject: one of SUBJECTS.
+    """
+    scene = make_scene(seed, index, size_px, 1)
+    (thing,) = scene.things
+    # In turn, so that a dozen pictures show all of them.
+    colour = SUBJECT_COLOURS[index % len(SUBJECT_COLOURS)]
+    shade = np.subtract(thing.rgb, COLOURS[thing.colour])
+    r, g, b = np.clip(np.add(COLOURS[colour], shade), 0, 255).tolist()
+    taught = replace(thing, kind=subject, colour=colour, rgb=(r, g, b))
+    return replace(scene, things=(taught,))
 
 
 def draw(scene: Scene) -> np.ndarray:

@@ -61,14 +61,14 @@ def _has_scenes(pipeline: Pipeline) -> bool:
 METRIC = Metric(
     "faults",
     ("download", "filter"),
-    lambda pipeline: {"version": 1, "scenes": pipeline.download.scenes.model_dump(mode="json")},
+    lambda pipeline: {"version": 1, "scenes": pipeline.download.scenes.result_fields()},
     measure,
     title="Planted faults",
     about=(
         "The data set has faults in known places. A fault counts as caught if its picture was "
         "not downloaded or not kept; a copy only if its original was kept."
     ),
-    applies=_has_scenes,
+    applies=lambda pipeline: _has_scenes(pipeline) and pipeline.download.scenes.faults > 0,
 )
 register(METRIC)
 judges.register(SCENES, scene_judge)

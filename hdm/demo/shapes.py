@@ -1,4 +1,6 @@
-"""The eight kinds of objects as outlines, and their anti-aliased masks."""
+"""The eight kinds of objects, and a ninth to be learnt later, as outlines, and their anti-aliased
+masks.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +10,8 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 KINDS = ("circle", "square", "triangle", "diamond", "star", "heart", "cross", "ring")
+SUBJECTS = ("arrow",)
+"""Kinds that no scene has unless it is asked for: what a trained model is taught."""
 SUPERSAMPLING = 4
 RING_HOLE = 0.55
 
@@ -47,6 +51,9 @@ def outline(kind: str) -> np.ndarray:
             ],
             float,
         )
+    if kind == "arrow":
+        half = [(0.0, -0.54), (0.48, -0.04), (0.2, -0.04), (0.2, 0.48)]
+        return np.array([*half, *((-x, y) for x, y in reversed(half[1:]))])
     raise ValueError(f"no kind is called {kind!r}")
 
 
@@ -61,7 +68,7 @@ def mask(
     """The share of every pixel that an object covers.
 
     Args:
-        kind: one of KINDS.
+        kind: one of KINDS or SUBJECTS.
         width, height, centre, extent, angle: as for `mask_of`.
     """
     hole = outline(kind) * RING_HOLE if kind == "ring" else None
