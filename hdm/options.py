@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
+import math
 import types
 import typing
 from collections.abc import Callable, Mapping
@@ -77,6 +79,17 @@ def numbers(text: str, form: str, *counts: int) -> list[float]:
     if len(found) not in counts:
         raise ValueError(f"is not {form}: numbers with commas between them, no spaces")
     return found
+
+
+def scaled_path(text: str) -> tuple[Path, float]:
+    """A path and its scale, of PATH or PATH:SCALE; 1 where there is none."""
+    path, _, scale = text.rpartition(":")
+    with contextlib.suppress(ValueError):
+        found = float(scale)
+        if path and math.isfinite(found):
+            return Path(path), found
+    # The colon is the path's own, or there is none.
+    return Path(text), 1.0
 
 
 @dataclass(frozen=True)

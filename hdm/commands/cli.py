@@ -16,7 +16,19 @@ from rich.table import Table
 from typer.core import TyperGroup
 
 from hdm.child import forget_launchers
-from hdm.commands import bootstrap, ema, gc, init, migrate, plan, sample, vae, verify, weights
+from hdm.commands import (
+    bootstrap,
+    ema,
+    gc,
+    init,
+    merge,
+    migrate,
+    plan,
+    sample,
+    vae,
+    verify,
+    weights,
+)
 from hdm.databases import set_aside
 from hdm.errors import HdmError
 from hdm.files import REFUSALS, explain_os_error
@@ -102,6 +114,7 @@ app.command("init")(init.init)
 app.command("plan")(plan.plan)
 app.command("sample")(sample.sample)
 app.command("ema")(ema.ema)
+app.command("merge")(merge.merge)
 app.add_typer(vae.app, name="vae")
 app.add_typer(weights.app, name="weights")
 

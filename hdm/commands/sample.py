@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import re
 import time
@@ -19,7 +18,15 @@ from hdm.diffusion.settings import SamplerSettings
 from hdm.errors import ConfigError, InputError, counted
 from hdm.last_runs import newest_model
 from hdm.messages import Terminal
-from hdm.options import Options, Shown, StoreFolder, number, numbers, with_settings
+from hdm.options import (
+    Options,
+    Shown,
+    StoreFolder,
+    number,
+    numbers,
+    scaled_path,
+    with_settings,
+)
 from hdm.store import store_root
 
 if TYPE_CHECKING:
@@ -27,7 +34,6 @@ if TYPE_CHECKING:
 
     from hdm.diffusion.sampler import Sampling
     from hdm.loading import Loaded
-    from hdm.model_files.opening import Addition
     from hdm.models.settings import Components
     from hdm.positions import Camera
 
@@ -161,7 +167,7 @@ def sample(
     named = Components(folder=components, autoencoder=autoencoder, text_encoder=text_encoder)
     folder, own_parts = _model(weights, pipeline, store)
     parts = named.model_copy(update=_unless_named(own_parts, named))
-    model = _loaded(folder, parts, device, [_addition(text) for text in lora])
+    model = _loaded(folder, parts, device, [scaled_path(text) for text in lora])
     width, height = wanted or _own_size(model, folder)
     settings = {
         "negative_prompt": negative,
@@ -217,27 +223,17 @@ def _camera(text: str) -> list[float]:
     return found
 
 
-def _addition(text: str) -> Addition:
-    """An adapter and its scale, of PATH or PATH:SCALE."""
-    from hdm.model_files.opening import Addition
-
-    path, _, scale = text.rpartition(":")
-    with contextlib.suppress(ValueError):
-        found = float(scale)
-        if path and math.isfinite(found):
-            return Addition(Path(path), found)
-    # The colon is the path's own, or there is none.
-    return Addition(Path(text))
-
-
-def _loaded(weights: Path, components: Any, device: str, adapters: Sequence[Addition]) -> Loaded:
+def _loaded(
+    weights: Path, components: Any, device: str, adapters: Sequence[tuple[Path, float]]
+) -> Loaded:
     import torch
 
     from hdm.loading import load
+    from hdm.model_files.opening import Addition
     from hdm.models.devices import choose_device
 
     where = torch.device(choose_device(device, "making pictures"))
-    return load(weights, components, where, adapters)
+    return load(weights, components, where, [Addition(*one) for one in adapters])
 
 
 def _own_size(model: Loaded, weights: Path) -> tuple[int, int]:
