@@ -191,12 +191,11 @@ def mean_of(values: np.ndarray, clusters: Sequence[Hashable]) -> Estimate | None
     if distinct < 2:
         return Estimate.alone(mean, distinct)
     rng = np.random.default_rng(0)
-    even = np.full(distinct, 1 / distinct)
     draws = []
     for _ in range(0, DRAWS, DRAWS_AT_ONCE):
-        # In blocks, since a count for each draw and prompt would fill the memory.
-        times = rng.multinomial(distinct, even, DRAWS_AT_ONCE)
-        draws.append((times @ sums) / (times @ sizes))
+        # In blocks, since a number for each draw and prompt would fill the memory.
+        drawn = rng.integers(distinct, size=(DRAWS_AT_ONCE, distinct))
+        draws.append(sums[drawn].sum(1) / sizes[drawn].sum(1))
     return Estimate.of_draws(mean, np.concatenate(draws), distinct, BOOTSTRAP)
 
 
