@@ -15,7 +15,7 @@ from hdm.statistics import Estimate, numbered
 # As in CMMD (arXiv 2401.09603).
 SIGMA = 10.0
 SCALE = 1000.0
-ROWS_AT_ONCE = 1024
+ROWS_AT_ONCE = 256
 ESTIMATOR = "variance of the U-statistic, by prompt"
 
 Kernel = Callable[[np.ndarray, np.ndarray], np.ndarray]

@@ -13,7 +13,8 @@ import numpy as np
 
 from hdm.distances.jackknife import BY_HALVES, HALF_ODDS, Replicates, halves
 
-ROWS_AT_ONCE = 512
+ROWS_AT_ONCE = 256
+CANDIDATES = 64  # half of them are kept, which is more than enough neighbours
 PRECISION_NEIGHBOURS = 3
 DENSITY_NEIGHBOURS = 5
 
@@ -112,12 +113,35 @@ def _nearest(
         if same:
             own = np.arange(len(distances))
             distances[own, start + own] = np.inf
-        found[0, block] = np.partition(distances, number - 1, 1)[:, number - 1]
+        nearest, ascending = _candidates(distances)
+        found[0, block] = ascending[:, number - 1]
         for place, keep in enumerate(kept, 1):
-            of_half = np.partition(distances[:, keep], number - 1, 1)
-            found[place, block] = of_half[:, number - 1]
+            found[place, block] = _nearest_kept(distances, nearest, ascending, keep, number)
     if same:
         found[1:][~kept] = -1
+    return found
+
+
+def _candidates(distances: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The nearest CANDIDATES of each row, (B, C) places and distances, the nearest first."""
+    count = min(CANDIDATES, distances.shape[1])
+    places = np.argpartition(distances, count - 1, 1)[:, :count]
+    near = np.take_along_axis(distances, places, 1)
+    order = np.argsort(near, 1)
+    return np.take_along_axis(places, order, 1), np.take_along_axis(near, order, 1)
+
+
+def _nearest_kept(
+    distances: np.ndarray, nearest: np.ndarray, ascending: np.ndarray, keep: np.ndarray, number: int
+) -> np.ndarray:
+    """The distance of each row to the `number`-th nearest that is kept, (B,)."""
+    num_kept = np.cumsum(keep[nearest], 1)
+    place = (num_kept >= number).argmax(1)
+    found = ascending[np.arange(len(place)), place]
+    # Where a prompt has many pictures, none of the nearest may be kept.
+    short = num_kept[:, -1] < number
+    if short.any():
+        found[short] = np.partition(distances[short][:, keep], number - 1, 1)[:, number - 1]
     return found
 
 
@@ -131,8 +155,12 @@ def _inside(rows: np.ndarray, others: np.ndarray, balls: np.ndarray) -> np.ndarr
     for start in range(0, len(rows), ROWS_AT_ONCE):
         block = slice(start, start + ROWS_AT_ONCE)
         distances = _squared_distances(rows[block], others)
+        # Few rows lie in any ball, and each half is counted among those alone.
+        inner, ball = np.nonzero(distances < balls.max(0))
+        near = distances[inner, ball]
         for place, radii in enumerate(balls):
-            counts[place, block] = (distances < radii).sum(1)
+            counted = np.bincount(inner[near < radii[ball]], minlength=len(distances))
+            counts[place, block] = counted
     return counts
 
 

@@ -39,9 +39,10 @@ def measured(generated, real, prompts, real_prompts, k):
     return {**precision_and_recall(*sides), **density_and_coverage(*sides)}
 
 
-@pytest.mark.parametrize("k", [1, 3, 5])
-def test_numbers_are_those_of_their_definitions_also_of_halves(monkeypatch, k):
+@pytest.mark.parametrize(("k", "candidates"), [(1, 64), (3, 64), (5, 64), (3, 5)])
+def test_numbers_are_those_of_their_definitions_also_of_halves(monkeypatch, k, candidates):
     monkeypatch.setattr(neighbours, "ROWS_AT_ONCE", 7)
+    monkeypatch.setattr(neighbours, "CANDIDATES", candidates)
     world = made(k, num_prompts=25, repeats=2, size=3, spread=0.7)
     sides = (world.models[0], world.reference, world.prompts, world.reference_prompts)
     found = measured(*sides, k)
