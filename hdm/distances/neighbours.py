@@ -137,7 +137,7 @@ def _nearest_kept(
     """The distance of each row to the `number`-th nearest that is kept, (B,)."""
     num_kept = np.cumsum(keep[nearest], 1)
     place = (num_kept >= number).argmax(1)
-    found = ascending[np.arange(len(place)), place]
+    found: np.ndarray = ascending[np.arange(len(place)), place]
     # Where a prompt has many pictures, none of the nearest may be kept.
     short = num_kept[:, -1] < number
     if short.any():
