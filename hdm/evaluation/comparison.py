@@ -262,8 +262,8 @@ def _of_distances(
     if one is None or other is None:
         missing = " and ".join(run.name for run in (first, second) if run.compared is None)
         notes.append(
-            f"Distances to real pictures are left out: {missing} has no embeddings. A run with a"
-            " contrastive model (components.contrastive) and held-out pictures makes them."
+            f"Distances to real pictures are left out for lack of embeddings: {missing}. A run with"
+            " a contrastive model (components.contrastive) and held-out pictures makes them."
         )
         return
     if not comparable(one) or not comparable(other):

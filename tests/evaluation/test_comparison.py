@@ -168,7 +168,7 @@ def test_other_real_pictures_measure_no_distance():
     assert all(one.group == "Prompts" for one in found.differences)
     assert "compared with different pictures" in " ".join(found.notes)
     without = compare(first, replace(second, compared=None))
-    assert "second has no embeddings" in " ".join(without.notes)
+    assert "for lack of embeddings: second" in " ".join(without.notes)
 
 
 def test_equal_runs_raise_few_false_alarms():
