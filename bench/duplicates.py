@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import argparse
 import io
-import resource
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from unittest import mock
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageEnhance, ImageFont, ImageOps
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from hdm.curation import candidates
 from hdm.curation.duplicates import Criterion, find_families, find_pairs
 from hdm.curation.fingerprints import (
     COLOUR_SIDE,
@@ -37,11 +42,16 @@ one photograph may overlap and are not counted; two of different photographs sho
 so every confirmed pair of these is false. Crops are harder than whole photographs: more of them are
 smooth. They are not independent, since a few photographs lend all of them their style.
 
+Growth: the time and memory of the search among made pictures, of which a quarter are copies, and
+the pairs that it has in common with brute force.
+
 Examples:
+  python bench/duplicates.py ../shared/data/photos/coco51/images --growth 10000 100000
   python bench/duplicates.py ../shared/data/photos/coco51/images
   python bench/duplicates.py FOLDER --unrelated 100000 --keep /tmp/records.npy
 """
 EVERY_PAIR = 8_500_000  # pictures that the rate is extrapolated to
+EXTRAPOLATED = (8_500_000, 100_000_000)  # pictures, for the growth
 QUARTERS = [(x, y) for x in (0, 0.5) for y in (0, 0.5)]
 LONGER_SIDE_PX = 640
 Change = Callable[[Image.Image], Image.Image]
@@ -227,6 +237,7 @@ def make_clustered(photographs: list[Image.Image], count: int, seed: int) -> np.
     of_base = np.repeat(np.arange(count), sizes)[:count]
     is_copy = np.append(False, of_base[1:] == of_base[:-1])
     picked = rng.integers(POOL, size=(count, 2))
+    windows = _windows(rng, (count, 2), 0.5)
     weights = rng.uniform(0.4, 0.6, count).astype(np.float32)
     orientation = rng.integers(8, size=count)
     records = np.zeros(count, RECORD)
@@ -236,7 +247,8 @@ def make_clustered(photographs: list[Image.Image], count: int, seed: int) -> np.
         some = slice(start, start + AT_ONCE)
         base = of_base[some]
         share = weights[base, None, None, None]
-        pixels = share * pool[picked[base, 0]] + (1 - share) * pool[picked[base, 1]]
+        one, other = (_cut(pool[picked[base, side]], windows[base, side]) for side in range(2))
+        pixels = share * one + (1 - share) * other
         pixels = _turned(pixels, orientation[base])
         pixels[is_copy[some]] = _changed(pixels[is_copy[some]], rng)
         _describe(records, shuffled[some], pixels.clip(0, 255))
@@ -268,18 +280,30 @@ def _turned(pixels: np.ndarray, orientation: np.ndarray) -> np.ndarray:
 
 def _changed(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     count = len(pixels)
-    low = rng.uniform(0, 0.05, (count, 2))
-    high = 1 - rng.uniform(0, 0.05, (count, 2))
-    across = _enlarging(low[:, 0], high[:, 0])
-    down = _enlarging(low[:, 1], high[:, 1])
-    changed = np.einsum("pij,pjkc->pikc", down, pixels, optimize=True)
-    changed = np.einsum("pij,pkjc->pkic", across, changed, optimize=True)
+    changed = _cut(pixels, _windows(rng, (count,), 0.9))
     noise = rng.uniform(0, 8, (count, 1, 1))
     contrast = rng.uniform(0.8, 1.2, (count, 1, 1))
     grey = changed[..., 0] * contrast + rng.uniform(-20, 20, (count, 1, 1))
     changed[..., 0] = grey + rng.standard_normal(grey.shape, np.float32) * noise
-    moved: np.ndarray = changed
-    return moved
+    return changed
+
+
+def _windows(rng: np.random.Generator, shape: tuple[int, ...], least: float) -> np.ndarray:
+    """(…, 4) left, top, right, bottom as shares; at least so much of each side remains."""
+    windows = rng.uniform(0, (1 - least) / 2, (*shape, 4)).astype(np.float32)
+    windows[..., 2:] = 1 - windows[..., 2:]
+    return windows
+
+
+def _cut(pixels: np.ndarray, windows: np.ndarray) -> np.ndarray:
+    """Windows (P, 4) of pictures (P, SIDE, SIDE, 3), as large as the whole."""
+    across = _enlarging(windows[:, 0], windows[:, 2])
+    down = _enlarging(windows[:, 1], windows[:, 3])
+    rows = down @ pixels.reshape(len(pixels), SIDE, -1)
+    turned = rows.reshape(pixels.shape).transpose(0, 2, 1, 3).reshape(len(pixels), SIDE, -1)
+    columns = (across @ turned).reshape(pixels.shape)
+    cut: np.ndarray = columns.transpose(0, 2, 1, 3)
+    return np.ascontiguousarray(cut)
 
 
 def _enlarging(low: np.ndarray, high: np.ndarray) -> np.ndarray:
@@ -320,22 +344,85 @@ def _shrinking(low: float, high: float) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Search:
-    """What finding the pairs of `count` pictures took."""
+    """What finding the pairs of `count` pictures took, in CPU time and peak memory."""
 
     count: int
-    num_pairs: int
-    seconds: float
+    pairs: np.ndarray
+    wall_sec: float
+    cpu_sec: float
     gib: float
 
 
-def search(path: Path, criterion: Criterion) -> Search:
+def search(path: Path, criterion: Criterion, threads: int, exhaustive: bool) -> Search:
     """Find the pairs of the fingerprints in a file, in a process of its own: its memory counts."""
     records = np.load(path)
     start = time.perf_counter()
-    pairs = find_pairs(records, np.arange(len(records)), criterion)
-    seconds = time.perf_counter() - start
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return Search(len(records), len(pairs), seconds, peak / 2**20)
+    cpu = time.process_time()
+    # Without bands all hashes are compared with all.
+    none = mock.patch.object(candidates, "choose_bands", return_value=())
+    with none if exhaustive else nullcontext():
+        pairs = find_pairs(records, np.arange(len(records)), criterion, threads)
+    return Search(
+        len(records),
+        pairs,
+        time.perf_counter() - start,
+        time.process_time() - cpu,
+        _peak_gib(),
+    )
+
+
+@dataclass(frozen=True)
+class Growing:
+    """What all rows of the growth have in common."""
+
+    criterion: Criterion
+    threads: int
+    seed: int
+
+
+def _peak_gib() -> float:
+    # Not getrusage: a new process begins with the peak of the one that started it.
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmHWM"):
+            return int(line.split()[1]) / 2**20
+    return float("nan")
+
+
+def growth(photographs: list[Image.Image], sizes: list[int], most: int, given: Growing) -> None:
+    """Print a row for each number of pictures, and the law that the last two follow."""
+    print("| pictures | pairs | of those by brute force | CPU s | wall s | peak GiB |")
+    print("|---|---|---|---|---|---|")
+    done: list[Search] = []
+    for count in sorted(sizes):
+        with TemporaryDirectory() as folder:
+            path = Path(folder) / "records.npy"
+            np.save(path, make_clustered(photographs, count, given.seed))
+            found = _alone(search, path, given.criterion, given.threads, False)
+            share = "–"
+            if count <= most:
+                every = _alone(search, path, given.criterion, given.threads, True)
+                both = np.concatenate([found.pairs, every.pairs])
+                num_both = len(both) - len(np.unique(both, axis=0))
+                share = f"{num_both / len(every.pairs):.6f} (CPU {every.cpu_sec:.0f} s)"
+        done.append(found)
+        print(
+            f"| {count:,} | {len(found.pairs):,} | {share} | {found.cpu_sec:.1f} "
+            f"| {found.wall_sec:.1f} | {found.gib:.2f} |",
+            flush=True,
+        )
+    if len(done) > 1:
+        last, before = done[-1], done[-2]
+        times = last.cpu_sec / before.cpu_sec
+        exponent = np.log(times) / np.log(last.count / before.count)
+        print(f"\n{times:.1f} times the CPU time of the row before: exponent {exponent:.2f}.")
+        for count in EXTRAPOLATED:
+            hours = last.cpu_sec * (count / last.count) ** exponent / 3600
+            print(f"{count:,} pictures at that rate: {hours:,.1f} CPU-hours.")
+
+
+def _alone(work: Callable[..., Search], *given: object) -> Search:
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(work, *given).result()
 
 
 def main() -> None:
@@ -345,12 +432,23 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="photographs, JPEG, of different things")
     parser.add_argument("--unrelated", type=int, default=20_000, help="crops for false merges")
     parser.add_argument("--keep", type=Path, help="file for their fingerprints, read where it is")
+    parser.add_argument(
+        "--growth", type=int, nargs="+", metavar="N", help="only time these numbers of pictures"
+    )
+    parser.add_argument(
+        "--exhaustive", type=int, default=0, help="compare with brute force up to so many pictures"
+    )
+    parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     settings = FilterSettings()
     assert settings.duplicate_distance is not None
     criterion = Criterion(settings.duplicate_distance, settings.duplicate_difference)
     photographs = read(given.folder)
+    if given.growth:
+        growing = Growing(criterion, given.threads, given.seed)
+        growth(photographs, given.growth, given.exhaustive, growing)
+        return
     recall(photographs, criterion)
     if given.keep and given.keep.exists():
         records = np.load(given.keep)
