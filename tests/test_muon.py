@@ -6,32 +6,22 @@ from typing import Literal
 
 import pytest
 import torch
-from torch import Tensor
 
 from hdm.muon import Muon, orthogonalized
 
 
-def nearest_orthogonal(matrices: Tensor) -> Tensor:
-    """By singular values, in float64."""
-    left, _, right = torch.linalg.svd(matrices.double(), full_matrices=False)
-    product: Tensor = left @ right
-    return product
-
-
-@pytest.mark.parametrize("shape", [(24, 8), (8, 24), (16, 16), (128, 384), (128, 128)])
-def test_singular_values_end_near_one_and_their_vectors_stay(shape: tuple[int, int]) -> None:
+@pytest.mark.parametrize("shape", [(24, 8), (8, 24), (16, 16)])
+def test_orthogonalized_is_the_quintic_of_the_singular_values(shape: tuple[int, int]) -> None:
     matrices = torch.randn(3, *shape, generator=torch.Generator().manual_seed(0))
-    left, values, right = torch.linalg.svd(matrices.double(), full_matrices=False)
-    in_their_basis = left.mT @ orthogonalized(matrices).double() @ right.mT
-    moved = in_their_basis.diagonal(dim1=1, dim2=2)
-    torch.testing.assert_close(in_their_basis, moved.diag_embed(), atol=1e-4, rtol=0)
-    bound = values.pow(4).sum(1, keepdim=True).pow(0.25)
-    large = values > 0.011 * bound
-    assert large.double().mean() > 0.95, "few values of random matrices are small"
-    assert moved[large].min() > 0.7
-    assert moved[large].max() < 1.3
-    # Below, they grow in proportion.
-    assert (moved[~large] <= 80 * (values / bound)[~large]).all()
+    a, b, c = 3.4445, -4.7750, 2.0315
+    left, values, right = torch.linalg.svd(
+        matrices.double() / matrices.double().norm(dim=(1, 2), keepdim=True), full_matrices=False
+    )
+    for _ in range(5):
+        values = a * values + b * values**3 + c * values**5
+    torch.testing.assert_close(
+        orthogonalized(matrices).double(), left @ values.diag_embed() @ right, atol=1e-4, rtol=1e-4
+    )
 
 
 @pytest.mark.parametrize("size", [1e-6, 1.0, 1e12])
@@ -48,12 +38,13 @@ def test_a_matrix_of_rank_one_and_zeros_stay_finite(size: float) -> None:
 @pytest.mark.parametrize(
     ("size", "torchs"), [("original", "original"), ("adamw", "match_rms_adamw")]
 )
-def test_matrices_of_several_shapes_move_as_by_the_nearest_orthogonal_ones(
+def test_matrices_of_several_shapes_move_as_torchs_do(
     size: Literal["original", "adamw"], torchs: str
 ) -> None:
     generator = torch.Generator().manual_seed(0)
-    shapes = ((48, 12), (12, 48), (48, 12), (20, 20))
-    starts = [torch.randn(shape, generator=generator) for shape in shapes]
+    starts = [
+        torch.randn(shape, generator=generator) for shape in ((12, 6), (6, 12), (12, 6), (5, 5))
+    ]
     gradients = [
         [torch.randn(start.shape, generator=generator) for start in starts] for _ in range(3)
     ]
@@ -70,21 +61,11 @@ def test_matrices_of_several_shapes_move_as_by_the_nearest_orthogonal_ones(
             for matrix, gradient in zip(matrices, step, strict=True):
                 matrix.grad = gradient.clone()
             optimizer.step()
-        ends.append([matrix.detach() for matrix in matrices])
-    for number, start in enumerate(starts):
-        exact = start.double()
-        average = torch.zeros_like(exact)
-        rows, columns = start.shape
-        scale = (
-            0.2 * max(rows, columns) ** 0.5 if size == "adamw" else max(1, rows / columns) ** 0.5
-        )
-        for step in gradients:
-            average = 0.9 * average + 0.1 * step[number].double()
-            direction = 0.9 * average + 0.1 * step[number].double()
-            exact = (1 - 0.1 * 0.05) * exact - 0.1 * scale * nearest_orthogonal(direction)
-        for moved in (ends[0][number], ends[1][number]):
-            error = (moved - exact).norm() / (exact - start).norm()
-            assert error < 0.2, "as torch's own, singular values are off by some 0.2"
+        ends.append(matrices)
+    for ours, theirs in zip(*ends, strict=True):
+        # torch rounds to bfloat16 on the way: 3 steps of 0.1 · √2 each at most, to about a
+        # hundredth.
+        torch.testing.assert_close(ours, theirs, atol=0.01, rtol=0)
 
 
 def test_a_convolution_moves_as_the_matrix_of_its_kernels() -> None:
