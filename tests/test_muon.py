@@ -30,7 +30,8 @@ def test_a_matrix_of_rank_one_and_zeros_stay_finite(size: float) -> None:
     matrices = torch.stack((size * column @ column.mT, torch.zeros(32, 32)))
     one, zeros = orthogonalized(matrices)
     wanted = column @ column.mT / column.square().sum()
-    assert 0.7 < (one * wanted).sum() < 1.3
+    # Jordan's quintic leaves values of 1 at 0.70, and all between 0.68 and 1.14.
+    assert 0.68 < (one * wanted).sum() < 1.14
     torch.testing.assert_close(one / (one * wanted).sum(), wanted, atol=1e-3, rtol=0)
     assert torch.equal(zeros, torch.zeros(32, 32))
 
