@@ -82,7 +82,16 @@ def origin(root: Path, manifest: Manifest) -> str:
     if not manifest["inputs"]:
         return manifest["digest"]
     name, digest = next(iter(manifest["inputs"].items()))
-    return origin(root, read_manifest(root / name / digest))
+    return origin(root, read_manifest(input_folder(root, name, digest)))
+
+
+def input_folder(root: Path, name: str, digest: str) -> Path:
+    """The folder of an output's input. Inputs that other pipelines made have a prefix: `mix.0/` for
+    one mixed in, `start/train` for the phase that a training starts from, of any resolution.
+    """
+    own = name.rpartition("/")[2]
+    folder = root / own / digest
+    return folder if own == name else next(root.glob(f"{own}*/{digest}"), folder)
 
 
 def shown(folder: Path, manifest: Manifest) -> list[Path]:

@@ -36,6 +36,7 @@ from tasks.figures import (
     Series,
     counts,
     flattened,
+    input_folder,
     measured,
     numeric,
     origin,
@@ -448,7 +449,7 @@ class Mirror:
         context = [InputTag("mlflow.data.context", manifest["name"])]
         inputs = []
         for name, digest in manifest["inputs"].items():
-            folder = self.root / name / digest
+            folder = input_folder(self.root, name, digest)
             profile = json.dumps(counts(read_manifest(folder)))
             source = json.dumps({"uri": str(folder)})
             dataset = Dataset(name, digest, "local", source, profile=profile)

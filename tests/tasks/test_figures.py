@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from hdm.store import Identity, Store
-from tasks.figures import Series, counts, flattened, numeric, origin, shown
+from tasks.figures import Series, counts, flattened, input_folder, numeric, origin, shown
 
 
 def test_settings_become_flat_parameters() -> None:
@@ -50,6 +50,25 @@ def test_a_series_grows_without_saying_anything_twice(tmp_path: Path) -> None:
     assert read() == []
     write([(1, 2.0), (2, 1.5), (3, 1.2), (4, 1.1)])
     assert read() == [("loss", 1.1, 32)]
+
+
+def test_inputs_that_other_pipelines_made_are_found_behind_their_prefix(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    made = {}
+    for name in ("download", "train.48px"):
+        with store.draft(Identity(name, 1, {})) as draft:
+            draft.write_json("figures.json", {})
+            made[name] = draft.commit({})
+    download, train = made.values()
+    names = {"download": download, "mix.0/download": download, "start/train": train}
+    for name, output in names.items():
+        assert input_folder(tmp_path, name, output.digest) == output.path
+    tuned = Identity("train.64px", 1, {}, {"start/train": train.digest})
+    with store.draft(tuned) as draft:
+        draft.write_json("figures.json", {})
+        output = draft.commit({})
+    manifest = json.loads((output.path / "manifest.json").read_bytes())
+    assert origin(tmp_path, manifest) == train.digest
 
 
 def test_an_output_names_the_download_that_it_comes_from(tmp_path: Path) -> None:

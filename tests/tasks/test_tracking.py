@@ -79,6 +79,27 @@ def told(root: Path, events: list[dict[str, Any]]) -> Keeper:
     return keeper
 
 
+def test_a_training_is_tracked_that_starts_from_another_pipelines(tmp_path: Path) -> None:
+    def events() -> Iterator[dict[str, Any]]:
+        yield {**RUN, "params": {}}
+        yield from outputs(tmp_path)
+        (start,) = tmp_path.glob("train.64px/*")
+        tuned = Identity(
+            "train.64px", 1, {}, {"start/train": start.name, "mix.0/train.64px": start.name}
+        )
+        with Store(tmp_path).draft(tuned) as draft:
+            yield {"event": "begin", "at": AT, "name": tuned.name, "folder": str(draft.path)}
+            draft.write_json("adapter_model.safetensors", [])
+            output = draft.commit({})
+        made = {"digest": output.digest, "path": str(output.path), "counts": {}, "cached": False}
+        yield {"event": "made", "at": AT + 3, "name": tuned.name, **made, "seconds": 2.0}
+        yield END
+
+    keeper = told(tmp_path, list(events()))
+    assert not keeper.waiting
+    assert not keeper.warned
+
+
 def test_a_run_its_outputs_series_inputs_and_model(tmp_path: Path) -> None:
     run = {**RUN, "params": {"filter.min_side_px": 64, "train.prompts": ["a red disc"]}}
     keeper = told(
