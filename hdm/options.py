@@ -82,7 +82,11 @@ def numbers(text: str, form: str, *counts: int) -> list[float]:
 
 
 def scaled_path(text: str) -> tuple[Path, float]:
-    """A path and its scale, of PATH or PATH:SCALE; 1 where there is none."""
+    """A path and its scale, of PATH or PATH:SCALE; 1 where there is none. What exists as it is
+    written has a colon of its own.
+    """
+    if Path(text).exists():
+        return Path(text), 1.0
     path, _, scale = text.rpartition(":")
     with contextlib.suppress(ValueError):
         found = float(scale)

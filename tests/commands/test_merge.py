@@ -133,3 +133,10 @@ def test_what_cannot_be_merged_is_refused(base: Path, tmp_path: Path) -> None:
 )
 def test_a_scale_stands_behind_the_path(text: str, path: str, scale: float) -> None:
     assert scaled_path(text) == (Path(path), scale)
+
+
+def test_a_path_that_exists_with_its_colon_has_no_scale(tmp_path: Path) -> None:
+    path = tmp_path / "half:0.5"
+    path.mkdir()
+    assert scaled_path(str(path)) == (path, 1.0)
+    assert scaled_path(f"{path}:0.3") == (path, 0.3)
