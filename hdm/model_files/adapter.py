@@ -35,6 +35,7 @@ PREFIX = "base_model.model."
 METADATA = "adapter"
 _MARKS = {"LORA": ".lora_", "LOHA": ".hada_", "LOKR": ".lokr_", "IA3": ".ia3_"}
 """Method → what stands between a layer's name and that of its adapter's tensor."""
+_WRITTEN_BY = "name a file that was written by this package or by peft"
 _PATTERN = r"(.*\.)?({})$"
 """How peft reads a pattern of layers."""
 
@@ -70,7 +71,7 @@ class Adapter:
                 raise InputError(
                     f"{name} is no tensor of an adapter of kind {self.config['peft_type']}",
                     where=self.path,
-                    do="name a file that was written by this package or by peft",
+                    do=_WRITTEN_BY,
                 )
             layers[layer][name] = value
         return dict(layers)
@@ -88,6 +89,8 @@ def read_adapter(path: Path) -> Adapter:
     """
     check_package(str(path))
     file = path / ADAPTER if path.is_dir() else path
+    if path.is_dir() and not file.exists():
+        raise InputError(f"this folder has no {ADAPTER}", where=path, do=_WRITTEN_BY)
     with open_tensors(file) as opened:
         metadata = opened.metadata() or {}
         # `opened` is no mapping: it cannot be iterated over.
@@ -97,7 +100,8 @@ def read_adapter(path: Path) -> Adapter:
         }
     said = _said(metadata, file)
     adapter = Adapter(path, said.get("config", {}), tensors, said.get("base"))
-    if adapter.config.get("peft_type") not in _MARKS or not tensors:
+    # It may be anything that JSON has, lists included.
+    if str(adapter.config.get("peft_type")) not in _MARKS or not tensors:
         raise InputError(
             f"an adapter of kind {adapter.config.get('peft_type')}, which is not known",
             where=path,
@@ -108,15 +112,16 @@ def read_adapter(path: Path) -> Adapter:
 
 def _said(metadata: Mapping[str, str], file: Path) -> dict[str, Any]:
     """Configuration and base, from the file itself or from peft's file beside it."""
-    do = "name a file that was written by this package or by peft"
     if METADATA not in metadata:
-        return {"config": read_json(file.with_name(ADAPTER_CONFIG), do)}
+        return {"config": read_json(file.with_name(ADAPTER_CONFIG), _WRITTEN_BY)}
     try:
         said = json.loads(metadata[METADATA])
     except ValueError as error:
-        raise InputError(f"the metadata's `{METADATA}`: {error}", where=file, do=do) from error
+        raise InputError(
+            f"the metadata's `{METADATA}`: {error}", where=file, do=_WRITTEN_BY
+        ) from error
     if not isinstance(said, dict) or not isinstance(said.get("config"), dict):
-        raise InputError(f"the metadata's `{METADATA}` has no config", where=file, do=do)
+        raise InputError(f"the metadata's `{METADATA}` has no config", where=file, do=_WRITTEN_BY)
     return said
 
 
@@ -164,7 +169,8 @@ def check_layers(adapter: Adapter, shapes: Mapping[str, tuple[int, ...]]) -> Non
     """Compare an adapter with a base's shapes, by its tensors' names.
 
     Raises:
-        InputError: the base lacks a layer of the adapter's, or has it in another size.
+        InputError: the base lacks a layer of the adapter's, or has it in another size; the
+            adapter's configuration cannot be read.
     """
     for layer, tensors in adapter.layers.items():
         shape = shapes.get(f"{layer}.weight", ())
@@ -193,6 +199,9 @@ def merged(
         layer: one of the adapter's.
         base: has the layer's tensors.
         scale: as for `adapted`.
+
+    Raises:
+        InputError: the weights would not be finite.
     """
     from peft import set_peft_model_state_dict
 
@@ -209,6 +218,12 @@ def merged(
     for name in names:
         value = getattr(after, name.rpartition(".")[2]).detach()
         found[name] = torch.lerp(before[name], value, scale)
+        if not found[name].isfinite().all():
+            raise InputError(
+                f"merged at scale {scale:g} it makes {name} infinite or not a number",
+                where=adapter.path,
+                do="choose a smaller scale; if that is no help, its weights are damaged",
+            )
     return found
 
 
@@ -231,6 +246,21 @@ def _adapted_layer(adapter: Adapter, layer: str, tensors: Mapping[str, Tensor]) 
         parent.add_module(part, nn.Module())
         parent = getattr(parent, part)
     parent.add_module(last, _plain_layer(layer, tensors))
+    try:
+        # Without memory and without draws from torch's generator.
+        config = _config_of_layer(adapter, layer)
+        return inject_adapter_in_model(config, holder, NAME, low_cpu_mem_usage=True)
+    # What people wrote there meets peft's own checks, or none before it is computed with.
+    except (ValueError, TypeError, AttributeError, RuntimeError, re.error) as error:
+        raise InputError(
+            f"the adapter's configuration cannot be used for {layer}: {error}",
+            where=adapter.path,
+            do=_WRITTEN_BY,
+        ) from error
+
+
+def _config_of_layer(adapter: Adapter, layer: str) -> Any:
+    """peft's configuration of an adapter, for one layer alone."""
     config: Any = read_config(adapter.config)
     config.target_modules = {layer}
     # peft warns of patterns of other layers.
@@ -241,8 +271,7 @@ def _adapted_layer(adapter: Adapter, layer: str, tensors: Mapping[str, Tensor]) 
     if adapter.config["peft_type"] == "IA3":
         inner = config.feedforward_modules or ()
         config.feedforward_modules = {layer} if _is_named(layer, inner) else set()
-    # Without memory and without draws from torch's generator.
-    return inject_adapter_in_model(config, holder, NAME, low_cpu_mem_usage=True)
+    return config
 
 
 def _plain_layer(layer: str, tensors: Mapping[str, Tensor]) -> nn.Module:

@@ -205,3 +205,45 @@ def test_what_is_no_adapter_is_refused(base: Path, tmp_path: Path) -> None:
     file.write_bytes(file.read_bytes()[:-8])
     with pytest.raises(DamagedError):
         read_adapter(folder)
+
+
+WRONG: dict[str, dict[str, Any]] = {
+    "rank": {"r": -3},
+    "kind": {"peft_type": ["LORA"]},
+    "pattern": {"rank_pattern": {"(": 3}},
+    "patterns": {"alpha_pattern": [1]},
+    "alpha": {"lora_alpha": "much"},
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG.values(), ids=WRONG)
+def test_a_configuration_that_cannot_be_is_refused(
+    base: Path, tmp_path: Path, wrong: dict[str, Any]
+) -> None:
+    write(tmp_path / "adapter", "lora")
+    file = tmp_path / "adapter" / "adapter_model.safetensors"
+    config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    save_file(load_file(file), file, metadata={"adapter": json.dumps({"config": config | wrong})})
+    with pytest.raises(InputError, match=r"configuration cannot be used|kind \['LORA'\]"):
+        opened(base, Addition(tmp_path / "adapter"))
+
+
+@pytest.mark.parametrize(("value", "scale"), [(float("nan"), 1.0), (1e30, 1e30)])
+def test_weights_that_are_not_finite_are_refused(
+    base: Path, tmp_path: Path, value: float, scale: float
+) -> None:
+    write(tmp_path / "adapter", "lora")
+    file = tmp_path / "adapter" / "adapter_model.safetensors"
+    tensors = load_file(file)
+    name = next(name for name in tensors if name.endswith("ctx_proj.lora_B.weight"))
+    tensors[name][0, 0] = value
+    config = (tmp_path / "adapter" / "adapter_config.json").read_text()
+    save_file(tensors, file, metadata={"adapter": f'{{"config": {config}}}'})
+    with pytest.raises(InputError, match=r"makes ctx_proj\.weight infinite or not a number"):
+        opened(base, Addition(tmp_path / "adapter", scale))
+
+
+def test_a_folder_without_an_adapter_is_no_adapter(base: Path, tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    with pytest.raises(InputError, match="this folder has no adapter_model"):
+        opened(base, Addition(tmp_path / "model"))
