@@ -14,6 +14,8 @@ from pathlib import Path
 from packaging.requirements import Requirement
 
 from hdm.databases import MEND, damage, databases
+from hdm.errors import HdmError
+from hdm.planning.measured_file import AGAIN, NAME, read_measured
 from hdm.provenance import DISTRIBUTION, code_version, cpu_model, gpus
 
 DISK_BYTES = 2_000_000_000  # the demo's store and its services take less than half
@@ -45,6 +47,7 @@ def checks(root: Path) -> Iterator[Check]:
     yield devices()
     yield disk(root)
     yield services_databases(root)
+    yield measured(root)
 
 
 def packages() -> Check:
@@ -123,3 +126,20 @@ def services_databases(root: Path) -> Check:
     wrong = [f"{path}: {reason}" for path in there if (reason := damage(path))]
     state = "; ".join(wrong) or f"{len(there)} of Prefect and MLflow can be read"
     return Check("databases", not wrong, state, f"set aside: {MEND}" if wrong else "")
+
+
+def measured(root: Path) -> Check:
+    """Whether this machine's card was checked and measured, by `hdm bench`."""
+    path = root / NAME
+    if not path.exists():
+        return Check("measured", True, "no card yet: hdm bench checks and measures the one here")
+    try:
+        found = read_measured(path)
+    except HdmError as error:
+        return Check("measured", False, f"{path}: {error.what}", AGAIN)
+    wrong = found.wrong
+    about = f"{found.card} on {found.began}, {path}"
+    if wrong:
+        names = "; ".join(row.what or row.item for row in wrong)
+        return Check("measured", False, f"{about}: wrong: {names}", "look at docs/gpu.md")
+    return Check("measured", True, about)

@@ -17,6 +17,7 @@ from typer.core import TyperGroup
 
 from hdm.child import forget_launchers
 from hdm.commands import (
+    bench,
     bootstrap,
     ema,
     gc,
@@ -112,6 +113,7 @@ def hdm(
 # for it.
 app.command("init")(init.init)
 app.command("plan")(plan.plan)
+app.command("bench")(bench.bench)
 app.command("sample")(sample.sample)
 app.command("ema")(ema.ema)
 app.command("merge")(merge.merge)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
@@ -63,6 +64,12 @@ MEASURE = typer.Option(
     help="Run three training steps of each phase on this machine, and use their measured cost.",
     rich_help_panel=HOW,
 )
+MEASURED = typer.Option(
+    "--measured",
+    metavar="FILE",
+    help="Take the figures of this card that hdm bench wrote, in place of assumed ones.",
+    rich_help_panel=ON_WHAT,
+)
 
 
 def plan(
@@ -74,6 +81,7 @@ def plan(
     live_encoders: Annotated[bool, LIVE] = False,
     solve: Annotated[Literal["batch_size"] | None, SOLVE] = None,
     measure: Annotated[bool, MEASURE] = False,
+    measured: Annotated[Path | None, MEASURED] = None,
     settings: Overrides = [],  # noqa: B006  (typer copies it)
     as_json: Annotated[bool, typer.Option("--json", help="Print the plan in JSON.")] = False,
     store: StoreFolder = None,
@@ -83,8 +91,9 @@ def plan(
 
     Work is computed from the sizes of model and data, and memory from what each layer keeps; tests
     compare both with measurements. The speed of a card is assumed, with two constants fitted to the
-    four phases of the published run; --measure replaces this assumption with steps on this machine.
-    All assumptions are listed below the table.
+    four phases of the published run; --measure replaces this assumption with steps on this machine,
+    and --measured with the figures of a card that hdm bench measured. All assumptions are listed
+    below the table.
 
     Outputs in the store are marked as done and excluded from the remaining total. Latents are
     encoded on all cards, other data stages run on one. Their hours count matrix products only,
@@ -102,17 +111,26 @@ def plan(
     hdm plan hdm-xut-base --gpu rtx5090 --num-gpus 4 --live-encoders     (the published run)
 
     hdm plan demo --measure
+
+    hdm plan hdm-xut-fast --measured store/measured-card.json --num-gpus 4
     """
     from hdm.pipelines import load_pipeline
     from hdm.planning import hardware
+    from hdm.planning.measured_file import measured_card
     from hdm.planning.plan import Question, make_plan, with_largest_micro_batches
     from hdm.stages import problems
     from hdm.store import Store, store_root
 
+    if measured is not None and gpu is not None:
+        raise ConfigError(
+            "the file says which card it is of", where="--gpu", do="leave --gpu or --measured out"
+        )
     pipeline = load_pipeline(name, settings, file)
-    here = hardware.card_here(pipeline.train.device) if measure or gpu is None else None
-    # The card that is named; else this machine's; else its CPU if it is to measure, or the
-    # published run's card.
+    own = None if measured is None else measured_card(measured)
+    asks = measure or gpu is None
+    here = own or (hardware.card_here(pipeline.train.device) if asks else None)
+    # The card that is named or was measured; else this machine's; else its CPU if it is to measure,
+    # or the published run's card.
     card = (
         hardware.card(gpu)
         if gpu

@@ -31,6 +31,7 @@ class Card:
         price: of an hour, if the published run names one; else None.
         source: source of these figures.
         peak_share, half_tokens: see `share`.
+        measured: these figures are of this very card, by `hdm bench`.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Card:
     price: float | None = None
     peak_share: float = PEAK_SHARE
     half_tokens: float = HALF_TOKENS
+    measured: bool = False
 
     @property
     def is_cpu(self) -> bool:
@@ -114,6 +116,12 @@ def card(name: str) -> Card:
     return CARDS[name]
 
 
+def named_in(name: str) -> Card | None:
+    """The card of the table that a driver means, as by "NVIDIA GeForce RTX 4090"."""
+    compact = name.lower().replace(" ", "")
+    return next((card for card in CARDS.values() if card.name in compact), None)
+
+
 def card_here(device: str) -> Card | None:
     """This machine's card for a pipeline's device; None if it has none and the device is "auto".
 
@@ -130,11 +138,9 @@ def card_here(device: str) -> Card | None:
     if not torch.cuda.is_available():
         return None
     name = torch.cuda.get_device_name()
-    # As in "NVIDIA GeForce RTX 4090".
-    compact = name.lower().replace(" ", "")
-    for card in CARDS.values():
-        if card.name in compact:
-            return card
+    found = named_in(name)
+    if found is not None:
+        return found
     raise ConfigError(
         f"no figures of this machine's {name}",
         do=f"name the card nearest to it: --gpu {', '.join(CARDS)}",

@@ -379,6 +379,12 @@ class _Planner:
         ]
         if self.asked.measured:
             assumptions.append("training: three steps of each phase, measured here")
+        elif card.measured:
+            assumptions.append(
+                "measured, not assumed: a step on sequences of S tokens runs at"
+                f" {card.peak_share:.3f} · S / (S + {card.half_tokens:.0f}) of the card's"
+                " own matrix products"
+            )
         elif not card.is_cpu:
             assumptions.append(
                 f"two figures fitted to the four published phases: {hardware.FITTED}"

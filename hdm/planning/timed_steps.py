@@ -47,7 +47,7 @@ def measure(pipeline: Pipeline, number: int, num_processes: int = 1) -> Measured
         HdmError: the process failed otherwise.
     """
     with tempfile.TemporaryDirectory(prefix="hdm-plan-") as folder:
-        job = _job(_share(pipeline, number, num_processes), number, Path(folder))
+        job = rehearsed_job(_share(pipeline, number, num_processes), number, Path(folder))
         job.write()
         quicker = training_environment() if job.settings.train.device == "cpu" else {}
         command = [sys.executable, "-m", "hdm.planning.timed_steps", str(job.path)]
@@ -77,7 +77,18 @@ def _share(pipeline: Pipeline, number: int, num_processes: int) -> Pipeline:
     return pipeline.model_copy(update={"train": train})
 
 
-def _job(pipeline: Pipeline, number: int, folder: Path) -> Job:
+def rehearsed_job(pipeline: Pipeline, number: int, folder: Path) -> Job:
+    """A phase's job on placeholder data, all of it in a folder.
+
+    Args:
+        pipeline: resolved.
+        number: of the phase.
+        folder: for the job's own files and its inputs; it has to exist.
+
+    Raises:
+        InputError: a model is not on this machine.
+        ConfigError: its autoencoder's sizes are not known.
+    """
     components = resolve(pipeline.components)
     encoder = image_encoder(components.need("autoencoder"))
     if encoder is None:
