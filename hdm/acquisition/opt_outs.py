@@ -24,8 +24,10 @@ def is_opted_out(tags: Iterable[str]) -> bool:
         addressed = True
         for directive in tag.lower().split(","):
             before, colon, after = directive.partition(":")
-            if colon and before.strip() not in WITH_VALUES:
-                addressed = before.strip() in ("*", AGENT)
+            name = before.strip()
+            # A date after `unavailable_after` may hold commas, and colons in its time of day.
+            if colon and name not in WITH_VALUES and not any(map(str.isspace, name)):
+                addressed = name in ("*", AGENT)
                 directive = after
             if addressed and directive.strip() in OPT_OUTS:
                 return True

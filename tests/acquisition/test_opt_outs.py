@@ -17,6 +17,9 @@ from hdm.acquisition.opt_outs import is_opted_out
         ["otherbot: nofollow, noai", "HDM-Pipeline: nofollow, noai"],
         ["max-image-preview: large, noai"],
         ["unavailable_after: 25 Jun 2010 15:00:00 PST, noindex"],
+        ["unavailable_after: Fri, 25 Jun 2010 15:00:00 GMT, noai"],
+        ["unavailable_after: Friday, 25-Jun-10 15:00:00 GMT, noai"],
+        ["unavailable_after: 2010-06-25T15:00:00+00:00, noai"],
     ],
 )
 def test_opt_outs(tags):
@@ -32,6 +35,7 @@ def test_opt_outs(tags):
         ["nofollow, nosnippet, noarchive"],
         ["otherbot: noai"],
         ["otherbot: nofollow, noindex"],
+        ["otherbot: unavailable_after: Fri, 25 Jun 2010 15:00:00 GMT, noai"],
         ["max-snippet: -1"],
         ["noairport"],
     ],
