@@ -42,6 +42,10 @@ PASSING = frozenset(
     {"timeout", "cut_off", "no_connection", "unknown_host", "silent_host"}
 ) | frozenset(f"http_{code}" for code in BUSY)
 """Statuses of failures that may be temporary."""
+UNWANTED = frozenset({"opted_out", "too_large", "bad_redirect", "too_many_redirects"})
+"""Statuses of answers that we refuse."""
+UNWANTED = frozenset({"opted_out", "too_large", "bad_redirect", "too_many_redirects"})
+"""Statuses of answers that we refuse."""
 
 HEADERS = {
     "User-Agent": AGENT,
@@ -174,7 +178,7 @@ class Fetcher:
                     raise
                 except Unreadable as refusal:
                     # Others are our own, before anybody was asked.
-                    if refusal.status.startswith("http_"):
+                    if refusal.status.startswith("http_") or refusal.status in UNWANTED:
                         self._silences.answered(host)
                     raise
                 self._silences.answered(host)

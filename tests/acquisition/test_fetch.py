@@ -153,6 +153,23 @@ def test_a_silent_host_holds_up_no_other(server, answer, status):
     assert asked_of_other(server) < 50  # of 200 attempts
 
 
+@pytest.mark.parametrize(
+    ("answer", "status"),
+    [
+        (http(png(), Content_Length="1000000000"), "too_large"),
+        (http(b"", "302 Found", Location=""), "bad_redirect"),
+        (lambda one: one.wfile.write(http(b"", "302 F", Location=one.path)), "too_many_redirects"),
+    ],
+)
+def test_an_answer_that_is_refused_is_an_answer(server, answer, status):
+    """Whoever gives it is not silent, and the network is there."""
+    urls = beside_good_pages(server, hang, 40)
+    server.pages |= dict.fromkeys(urls[1::2], answer)
+    found = fetch_all(server, urls, retries=1, timeout_sec=0.5, concurrency=8)
+    assert found[1::2] == [status] * 40
+    assert "silent_host" in found
+
+
 def test_connections_that_wait_do_not_take_the_turns_of_others(server):
     """The first pages answer once all others were asked for, and there are two turns."""
     others = [f"/good/{number}.png" for number in range(10)]
