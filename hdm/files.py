@@ -260,6 +260,25 @@ def _size(path: Path) -> int:
         return 0
 
 
+def make_folder(path: Path, do: str) -> None:
+    """Make a folder that a person named, and those above it, where they are missing.
+
+    Args:
+        path: the folder.
+        do: the error's advice.
+
+    Raises:
+        InputError: it cannot be, as with a file in its place.
+        OSError: the disk is full.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        if error.errno in FULL:
+            raise
+        raise InputError(f"cannot make this folder: {error.strerror}", where=path, do=do) from error
+
+
 def write_bytes(path: Path, data: bytes) -> None:
     """Replace the file's content, atomically."""
     with written_aside(path, len(data)) as temporary:

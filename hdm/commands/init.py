@@ -10,7 +10,7 @@ import typer
 from rich.markup import escape
 
 from hdm.errors import InputError
-from hdm.files import write_bytes
+from hdm.files import make_folder, write_bytes
 from hdm.messages import Terminal
 
 STARTERS = ("pipelines.yaml", "prefect.toml")
@@ -31,7 +31,7 @@ def init(
             where=folder.resolve(),
             do="name another folder, or move what is there",
         )
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder, do="name another")
     for name in STARTERS:
         text = files("hdm").joinpath("starter", name).read_text(encoding="utf-8")
         write_bytes(folder / name, text.encode())

@@ -12,7 +12,7 @@ from hdm.evaluation.comparison import Comparison, Difference
 from hdm.evaluation.exhibits import data_uri
 from hdm.evaluation.painting import read_set
 from hdm.evaluation.report import percent, render
-from hdm.files import write_bytes, write_json
+from hdm.files import make_folder, write_bytes, write_json
 from hdm.provenance import provenance
 from hdm.redaction import redacted_value
 
@@ -37,6 +37,9 @@ def write_comparison(comparisons: Sequence[Comparison], folder: Path) -> Path:
 
     Returns:
         The page's path. It refers to no other file.
+
+    Raises:
+        InputError: the folder cannot be made.
     """
     facts = described(comparisons)
     context = {
@@ -47,7 +50,7 @@ def write_comparison(comparisons: Sequence[Comparison], folder: Path) -> Path:
         "sets": list(_sets(comparisons)),
         "one_training": ONE_TRAINING,
     }
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder, do="name another with --out")
     write_bytes(folder / PAGE, render(TEMPLATE, context))
     write_json(folder / FACTS, facts)
     return folder / PAGE
