@@ -15,6 +15,7 @@ from typing import Any
 
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap
+from ruamel.yaml.error import YAMLError
 
 from hdm.acquisition import download
 from hdm.definitions import FILE_NAME, Entry, definitions, own_file
@@ -100,19 +101,22 @@ def _write(name: str, overrides: list[str], file: Path | None, generation: int) 
     return own
 
 
-def _effective(name: str, overrides: list[str], text: str) -> int:
-    """The generation of a pipeline if its file had this text."""
+def _effective(name: str, overrides: list[str], text: str) -> int | None:
+    """The generation of a pipeline if its file had this text; None if it were refused."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / FILE_NAME
         path.write_bytes(text.encode())
-        return load_pipeline(name, overrides, path).download.generation
+        # It would name a file that is gone by then.
+        with contextlib.suppress(ConfigError):
+            return load_pipeline(name, overrides, path).download.generation
+    return None
 
 
 def _changed(text: str, entry: Entry, name: str, generation: int) -> str | None:
     """The text in which an entry's download has that generation, and nothing else is different;
     None if this cannot change it.
     """
-    with contextlib.suppress(KeyError, StopIteration, TypeError, ValueError):
+    with contextlib.suppress(KeyError, StopIteration, TypeError, ValueError, YAMLError):
         changed = _edited(text, entry.values, generation)
         wanted = _plain(text)
         wanted["pipelines"][name].setdefault("download", {})[FIELD] = generation

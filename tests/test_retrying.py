@@ -134,6 +134,8 @@ def test_before_the_download_nothing_changes(tmp_path: Path, store: Store) -> No
             {"HDM__download__generation": "7"},
         ),
         (HEAD + "  own:\n    download:\n", ["download.source=LIST"], {}),
+        (HEAD + "  own:\n    download:\n      ? source\n      : LIST\n", [], {}),
+        (HEAD + "  own:\n    download: {source: LIST, generation: 1000000}\n", [], {}),
     ],
 )
 def test_what_it_cannot_write_is_told_and_left_alone(
