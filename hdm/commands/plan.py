@@ -37,7 +37,7 @@ GPU = typer.Option(
 )
 NUM_GPUS = number(
     values.Workers,
-    help="Number of cards for training; default: train.num_processes.",
+    help="Number of cards for training and latents; default: train.num_processes.",
     rich_help_panel=ON_WHAT,
 )
 PRICE = number(
