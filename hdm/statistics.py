@@ -13,6 +13,9 @@ from scipy.special import ndtr, ndtri, stdtr, stdtrit
 CONFIDENCE_95 = 1.959963984540054  # standard deviations
 DRAWS = 2000  # of a bootstrap
 DRAWS_AT_ONCE = 100
+FEWEST = 8
+"""Items that percentiles of a bootstrap need. No draw lies beyond the least and the greatest item,
+between which the truth lies in half of all cases of two."""
 POWER_80 = 0.8416212335729143  # standard deviations
 WILSON = "Wilson's score interval"
 BOOTSTRAP = f"bootstrap of prompts, {DRAWS:,} draws"
@@ -128,18 +131,21 @@ class Estimate:
     def of_draws(cls, value: float, draws: np.ndarray, distinct: int, estimator: str) -> Estimate:
         """Percentiles of a bootstrap, widened as Student's t is wider than the normal distribution
         (expanded percentiles, Hesterberg 2015, arXiv 1411.5279): those of few items are too narrow.
+        Of fewer than `FEWEST` items, Student's t interval with the draws' standard error.
 
         Args:
             draws: (D,) the number of each bootstrap sample of `distinct` items.
         """
         widen = math.sqrt(distinct / (distinct - 1))
+        error = float(draws.std(ddof=1)) * widen
+        if distinct < FEWEST:
+            return cls.of_error(value, error, distinct - 1, distinct, estimator)
         tail = float(ndtr(widen * stdtrit(distinct - 1, 0.025)))
         low, high = np.quantile(draws, [tail, 1 - tail])
         beyond = min(np.count_nonzero(draws <= 0), np.count_nonzero(draws >= 0))
         # One more of each: no number of draws shows that something never happens.
         share = min((beyond + 1) / (len(draws) + 1), 0.5)
         p_value = 2 * float(stdtr(distinct - 1, ndtri(share) / widen))
-        error = float(draws.std(ddof=1)) * widen
         return cls(value, float(low), float(high), error, p_value, distinct, estimator)
 
     @classmethod

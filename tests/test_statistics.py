@@ -101,6 +101,23 @@ def test_intervals_of_means_hold_the_truth_as_often_as_they_say(num_prompts):
     assert abs(alarms - (300 - held)) <= 3, "p-values and intervals agree"
 
 
+@pytest.mark.parametrize("num_prompts", [2, 4])
+def test_intervals_of_a_few_prompts_hold_the_truth_too(num_prompts):
+    """Between two values lies their mean in half of all cases alone."""
+    rng = np.random.default_rng(num_prompts)
+    held = 0
+    for _ in range(300):
+        found = mean_of(rng.normal(size=num_prompts), range(num_prompts))
+        assert found is not None
+        assert found.low is not None
+        assert found.high is not None
+        assert found.p_value is not None
+        holds = found.low <= 0 <= found.high
+        assert holds == (found.p_value >= 0.05)
+        held += holds
+    assert 0.91 <= held / 300 <= 0.99
+
+
 def test_several_questions_at_once_raise_a_false_alarm_as_often_as_one():
     rng = np.random.default_rng(0)
     alarms = 0
