@@ -7,8 +7,8 @@ matrices of one shape go together, and on a CPU the steps are taken in float32 o
 matrix: with X wide and R = X·Xᵀ, one step X ← (a + b·R + c·R²)·X = Z·X turns R into Z·R·Z, so that
 X itself is touched twice instead of fifteen times.
 
-Fewer steps, each fitted to its interval (Polar Express, arXiv 2505.16932), take less time: three or
-four saved 4 % of the demo's step, and its loss was 0.01 ± 0.002 higher after as many images.
+Three or four steps, each with the quintic that fits its interval (Polar Express, arXiv 2505.16932),
+save 4 % of the demo's step, but its loss was then 0.01 ± 0.002 higher after as many images.
 
 Of sharded matrices (`hdm.sharding`) each process keeps its rows and their averages; the direction
 of a move, which needs the whole matrix, is put together and made orthogonal by every process, as it
