@@ -215,7 +215,7 @@ def attach(model: Denoiser, settings: AdapterSettings, where: str) -> list[Targe
     New weights come from torch's generator; they change nothing of what the model gives.
 
     Args:
-        model: gets it; call it before `hdm.kernels.install`.
+        model: gets it; call it before kernels of the CPU are installed.
         settings: method, ranks and layers.
         where: of the settings, for errors.
 
