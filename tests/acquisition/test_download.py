@@ -395,6 +395,30 @@ def test_a_file_that_cannot_grow_is_named(folder, tmp_path):
     assert "images-00000.tar" in done.stdout
 
 
+def kill_download(chosen: Pipeline, root: Path, port: int, seen: Path) -> None:
+    """SIGKILL a download into the store at `root` as soon as the file `seen` is there."""
+    script = """
+        import contextlib, sys
+        from hdm.acquisition import download
+        from hdm.config import Pipeline
+        from hdm.acquisition.sites import Site
+        from hdm.store import Store
+        chosen = Pipeline.model_validate_json(sys.argv[1])
+        hosts = {"pictures.test": ("127.0.0.1", int(sys.argv[3]))}
+        site = Site(chosen.download.source, chosen.download.kind, hosts)
+        opened = lambda chosen: contextlib.nullcontext(site)
+        download.make(chosen, download.identify(chosen, {}), {}, Store(sys.argv[2]), site=opened)
+    """
+    arguments = [chosen.model_dump_json(), str(root), str(port)]
+    with subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(script), *arguments], cwd=PROJECT
+    ) as child:
+        while child.poll() is None and not seen.exists():
+            time.sleep(0.0005)
+        child.kill()
+    assert seen.exists()
+
+
 @pytest.mark.parametrize(
     ("kind", "seen"), [("folder", "images-00003.tar"), ("urls", "samples-00001.parquet")]
 )
@@ -413,27 +437,8 @@ def test_a_kill_between_shards_changes_nothing(server, tmp_path, kind, seen):
     chosen = pipeline(source=source, kind=kind, shard_items=6, allow_loopback=kind == "urls")
     undisturbed = make(tmp_path / "undisturbed", chosen, server)
 
-    script = """
-        import contextlib, sys
-        from hdm.acquisition import download
-        from hdm.config import Pipeline
-        from hdm.acquisition.sites import Site
-        from hdm.store import Store
-        chosen = Pipeline.model_validate_json(sys.argv[1])
-        hosts = {"pictures.test": ("127.0.0.1", int(sys.argv[3]))}
-        site = Site(chosen.download.source, chosen.download.kind, hosts)
-        opened = lambda chosen: contextlib.nullcontext(site)
-        download.make(chosen, download.identify(chosen, {}), {}, Store(sys.argv[2]), site=opened)
-    """
-    arguments = [chosen.model_dump_json(), str(tmp_path / "killed"), str(server.port)]
     folder = tmp_path / "killed" / "download" / undisturbed.digest
-    with subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(script), *arguments], cwd=PROJECT
-    ) as child:
-        while child.poll() is None and not (folder / seen).exists():
-            time.sleep(0.0005)
-        child.kill()
-    assert (folder / seen).exists()
+    kill_download(chosen, tmp_path / "killed", server.port, folder / seen)
     finished = {path.name[8:13] for path in folder.glob("samples-*")} & {
         path.name[7:12] for path in folder.glob("images-*")
     }

@@ -6,10 +6,6 @@ import fcntl
 import logging
 import os
 import shutil
-import subprocess
-import sys
-import textwrap
-import time
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -20,7 +16,7 @@ from hdm.files import fast_hash
 from hdm.garbage import Needs, discard, garbage
 from hdm.store import USED, Store, check_files
 from tests.acquisition.misbehaving import http, png
-from tests.acquisition.test_download import HOST, PROJECT, content, make, pipeline, write_list
+from tests.acquisition.test_download import HOST, content, kill_download, make, pipeline, write_list
 
 PAGES = [f"/{number}.png" for number in range(20)]
 
@@ -264,27 +260,8 @@ def test_a_kill_loses_nothing_of_it(site, tmp_path):
     grown = listed(tmp_path / "two.parquet", PAGES, shard_items=2)
     undisturbed = make(tmp_path / "undisturbed", grown, site)
 
-    script = """
-        import contextlib, sys
-        from hdm.acquisition import download
-        from hdm.config import Pipeline
-        from hdm.acquisition.sites import Site
-        from hdm.store import Store
-        chosen = Pipeline.model_validate_json(sys.argv[1])
-        hosts = {"pictures.test": ("127.0.0.1", int(sys.argv[3]))}
-        site = Site(chosen.download.source, chosen.download.kind, hosts)
-        opened = lambda chosen: contextlib.nullcontext(site)
-        download.make(chosen, download.identify(chosen, {}), {}, Store(sys.argv[2]), site=opened)
-    """
-    arguments = [grown.model_dump_json(), str(tmp_path / "killed"), str(site.port)]
     folder = tmp_path / "killed" / "download" / undisturbed.digest
-    with subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(script), *arguments], cwd=PROJECT
-    ) as child:
-        while child.poll() is None and not (folder / "samples-00000.parquet").exists():
-            time.sleep(0.0005)
-        child.kill()
-    assert (folder / "samples-00000.parquet").exists()
+    kill_download(grown, tmp_path / "killed", site.port, folder / "samples-00000.parquet")
 
     site.asked.clear()
     again = make(tmp_path / "killed", grown, site)
